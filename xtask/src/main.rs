@@ -1,2 +1,53 @@
-//! See ARCHITECTURE.md.
-fn main() {}
+//! `cargo xtask VERB`: the one way to set up, build, try and check Hull. Run it without a verb for the list.
+//!
+//! Each verb is a module with a `run`. Verbs that take long say what they do with the time since their start
+//! ([`progress`]). A failure ends with code 1 and the chain of causes on stderr; `node` ends with the code of the
+//! command that ran in the node.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line's output is its purpose")]
+
+mod arguments;
+mod node;
+mod progress;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use arguments::Arguments;
+
+const USAGE: &str = "\
+cargo xtask VERB [OPTION…]
+
+  node [--cmd COMMAND]                   run a shell command in a fresh test node
+       [--containerd 1.6|2.3|none] [--memory MIB] [--deadline SECONDS] [--icount]";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    let top = top()?;
+    let mut arguments = Arguments::new(std::env::args().skip(1));
+    let Some(verb) = arguments.verb() else {
+        println!("{USAGE}");
+        return Ok(ExitCode::FAILURE);
+    };
+    match verb.as_str() {
+        "node" => node::run(&top, arguments),
+        other => anyhow::bail!("Unknown verb {other:?}\n{USAGE}"),
+    }
+}
+
+/// The checkout, found from this crate's place in it.
+fn top() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(here.parent().context("xtask has no parent directory")?.to_path_buf())
+}
