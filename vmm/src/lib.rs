@@ -6,4 +6,5 @@
 pub mod devices;
 pub mod memory;
 pub mod seccomp;
+mod sys;
 pub mod thread;
