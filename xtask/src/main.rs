@@ -7,8 +7,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line's output is its purpose")]
 
 mod arguments;
+mod containerd;
 mod node;
 mod progress;
+mod setup;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,6 +21,8 @@ use arguments::Arguments;
 
 const USAGE: &str = "\
 cargo xtask VERB [OPTION…]
+
+  setup                                  install packages, make test images and node disks (root)
 
   node [--cmd COMMAND]                   run a shell command in a fresh test node
        [--containerd 1.6|2.3|none] [--memory MIB] [--deadline SECONDS] [--icount]";
@@ -42,6 +46,7 @@ fn run() -> Result<ExitCode> {
     };
     match verb.as_str() {
         "node" => node::run(&top, arguments),
+        "setup" => arguments.none_left().and_then(|()| setup::run_all(&top)).map(|()| ExitCode::SUCCESS),
         other => anyhow::bail!("Unknown verb {other:?}\n{USAGE}"),
     }
 }
