@@ -37,8 +37,7 @@ pub fn receive(socket: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Resu
     let mut message = message(&mut iovecs, count);
     // SAFETY: as in `send`. The kernel writes into the described memory, which is guest memory and
     // so never behind a Rust reference (the law of guest memory, `memory::ram`).
-    let received =
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 

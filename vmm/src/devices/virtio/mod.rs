@@ -14,6 +14,9 @@
 //! A device is a folder here: `mod.rs`, its request parsing, its `SYSCALLS` list for seccomp, its
 //! counters, and one row in `devices::TABLE`.
 
+pub mod block;
+pub mod queue;
+pub mod transport;
 pub mod vsock;
 
 use std::io;
@@ -52,7 +55,8 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// The driver is ready: take the queues and start serving them on own threads, started with
-    /// `activation.workers`. Nothing of the I/O happens on the calling thread.
+    /// `activation.workers`. Nothing of the I/O happens on the calling thread, which is a vCPU's and
+    /// under `seccomp::VCPU`. Buffers may be available already; their kick is then pending.
     ///
     /// # Errors
     /// The transport then sets `DEVICE_NEEDS_RESET`; the machine runs on without the device.
@@ -142,6 +146,12 @@ pub enum ActivateError {
         #[source]
         source: io::Error,
     },
+    /// A queue is not ready, or its rings are crooked or outside the memory.
+    #[error("The driver's queue {index} is not valid")]
+    Queue {
+        /// Which.
+        index: usize,
+    },
     /// The device got a number of queues that it does not have.
     #[error("The device has {expected} queues and was given {found}")]
     QueueCount {
@@ -150,6 +160,9 @@ pub enum ActivateError {
         /// In the activation.
         found: usize,
     },
+    /// The machine is being taken down.
+    #[error("The machine is being taken down")]
+    ShutDown,
     /// A worker thread could not be started.
     #[error("Cannot start the thread hull-{name}")]
     Thread {

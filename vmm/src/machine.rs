@@ -1,0 +1,143 @@
+//! The handle to a machine.
+//!
+//! ```text
+//! start -> running --(guest ends it, failure)--> ended --stop--> gone
+//!             \------------------stop--------------------------/
+//! ```
+//! `ended` keeps memory and devices until [`Machine::stop`] (or the drop): the owner learns of the
+//! end through [`Machine::exited`] and decides when to let go.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::builder::Configured;
+use crate::config::MachineConfig;
+use crate::control::{Control, MachineExit};
+use crate::devices::virtio::block::LayerDisk;
+use crate::devices::virtio::transport::Transport;
+use crate::devices::virtio::vsock::Vsock;
+use crate::error::MachineError;
+use crate::memory::GuestRam;
+use crate::metrics::{BootClock, BootSpan, DeviceMetrics, MachineMetrics};
+use crate::thread::Spawner;
+use crate::vcpu::Shared;
+
+/// How long `stop` waits for vCPU threads: a vCPU leaves the guest within microseconds of a kick,
+/// and no register access takes longer than a device's reset.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A running machine. Dropping it stops it.
+#[derive(Debug)]
+pub struct Machine {
+    control: Arc<Control>,
+    layers: LayerDisk,
+    vsock: Vsock,
+    shared: Arc<Shared>,
+    boot: Vec<BootSpan>,
+    hardware: Mutex<Option<Hardware>>,
+}
+
+/// What a machine is made of. Dropping it stops the machine and gives everything back.
+#[derive(Debug)]
+pub(crate) struct Hardware {
+    pub slots: Vec<Slot>,
+    pub layers: LayerDisk,
+    pub vsock: Vsock,
+    pub console_dropped: Option<Arc<AtomicU64>>,
+    pub control: Arc<Control>,
+    pub spawner: Spawner,
+    pub ram: GuestRam,
+}
+
+/// A filled slot.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub name: &'static str,
+    pub transport: Arc<Mutex<Transport>>,
+}
+
+impl Slot {
+    fn transport(&self) -> MutexGuard<'_, Transport> {
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        self.control.end(MachineExit::Stopped);
+        self.control.join_vcpus(Instant::now() + STOP_DEADLINE);
+        // The vCPUs are gone, so no device is activated again.
+        for slot in &self.slots {
+            slot.transport().shut_down();
+        }
+    }
+}
+
+impl Machine {
+    /// Builds the machine and starts its guest. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// Says which step failed and why; nothing is left of the machine then.
+    pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
+        let mut clock = BootClock::new();
+        let configured = Configured::new(config, &mut clock)?;
+        let (hardware, shared) = configured.wire(&mut clock)?.plan(&mut clock)?.run(&mut clock)?;
+        Ok(Self {
+            control: Arc::clone(&hardware.control),
+            layers: hardware.layers.clone(),
+            vsock: hardware.vsock.clone(),
+            shared,
+            boot: clock.into_spans(),
+            hardware: Mutex::new(Some(hardware)),
+        })
+    }
+
+    /// The layer disk, to map files into while the machine runs.
+    #[must_use]
+    pub fn layers(&self) -> &LayerDisk {
+        &self.layers
+    }
+
+    /// The machine's end of vsock.
+    #[must_use]
+    pub fn vsock(&self) -> &Vsock {
+        &self.vsock
+    }
+
+    /// Tells when and why the machine has ended; `None` while it runs.
+    #[must_use]
+    pub fn exited(&self) -> watch::Receiver<Option<MachineExit>> {
+        self.control.exit()
+    }
+
+    /// Ends the machine if it still runs, joins its threads and frees its memory. Idempotent;
+    /// returns within seconds, usually milliseconds.
+    pub fn stop(&self) {
+        drop(self.hardware().take());
+    }
+
+    /// All counters. After `stop` those of the devices are gone.
+    #[must_use]
+    pub fn metrics(&self) -> MachineMetrics {
+        let hardware = self.hardware();
+        let (mut devices, mut console_bytes_dropped) = (Vec::new(), 0);
+        if let Some(hardware) = &*hardware {
+            devices.extend(hardware.slots.iter().map(|slot| {
+                let transport = slot.transport();
+                let failure = transport.failure().map(ToString::to_string);
+                DeviceMetrics { name: slot.name, failure, counters: transport.counters() }
+            }));
+            let dropped = hardware.console_dropped.as_deref();
+            console_bytes_dropped = dropped.map_or(0, |dropped| dropped.load(Ordering::Relaxed));
+        }
+        let boot = self.boot.clone();
+        MachineMetrics { exits: self.shared.exits.counters(), devices, boot, console_bytes_dropped }
+    }
+
+    fn hardware(&self) -> MutexGuard<'_, Option<Hardware>> {
+        self.hardware.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
