@@ -1,0 +1,305 @@
+//! The actor: the one owner of the pod's records. Nothing in here waits for anything but the mailbox.
+//!
+//! A request is answered from the records, or it moves a record into a transitional state and spawns an
+//! operation whose [`Done`] moves it on. Order of effects at an exit: the record is Stopped, waiters wake,
+//! the event is queued. An init's exit comes after those of its container's other processes; no exit
+//! comes before its process's start.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::guest::{BootPlan, Booter, Guest, died};
+use super::ops::{self, Created, GuestStatus};
+use super::state::{self, Phase};
+use super::{Command, CreateTask, Status, Target};
+use crate::agent::{AgentEvent, AgentPort};
+use crate::config::Config;
+use crate::container::Container;
+use crate::error::{Error, Result, chain};
+use crate::events::{EventQueue, TaskEvent};
+use crate::io::ProcessIo;
+use crate::journal::{Entry, Journal};
+use crate::process::{Exited, MACHINE_DIED, NEVER_RAN, Process, Reply, State, Step};
+use crate::sandbox::vm::BootError;
+use crate::spec::{self, ContainerSpec};
+
+mod processes;
+mod requests;
+
+/// Who the pod is.
+#[derive(Debug, Clone)]
+pub struct PodIdentity {
+    /// Grouping id.
+    pub group: String,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Our process id, which every task is reported with.
+    pub shim_pid: u32,
+}
+
+/// What arrives in the mailbox.
+#[derive(Debug)]
+pub enum Message {
+    /// From containerd.
+    Command(Command),
+    /// From an operation.
+    Done(Done),
+    /// From the guest.
+    News(News),
+}
+
+/// How an operation ended, with the reply that its caller waits for.
+#[derive(Debug)]
+pub enum Done {
+    /// The machine.
+    Booted(std::result::Result<Guest, Arc<BootError>>),
+    /// A container.
+    ContainerCreated(String, Result<Created>, Reply<()>),
+    /// A further process.
+    ProcessCreated(Target, Result<ProcessIo>, Reply<()>),
+    /// A start.
+    Started(Target, Result<()>, Reply<()>),
+    /// A deletion; it cannot fail.
+    Deleted(Target, Reply<Exited>),
+    /// Frozen.
+    Paused(String, Result<()>, Reply<()>),
+    /// Thawed.
+    Resumed(String, Result<()>, Reply<()>),
+}
+
+/// What happens by itself.
+#[derive(Debug)]
+pub enum News {
+    /// The agent reports.
+    Agent(AgentEvent),
+    /// The machine is dead.
+    MachineDied(String),
+}
+
+/// The records and what is needed to act on them.
+pub struct Actor {
+    identity: PodIdentity,
+    config: Arc<Config>,
+    booter: Arc<dyn Booter>,
+    events: EventQueue,
+    journal: Journal,
+    /// Operations report here. Weak: when every handle is gone, the pod is over.
+    mailbox: mpsc::WeakSender<Message>,
+    phase: Phase,
+    guest: watch::Sender<GuestStatus>,
+    containers: BTreeMap<String, Container>,
+    /// When to end if nothing happens; set while there is no container.
+    deadline: Option<Instant>,
+}
+
+impl Actor {
+    /// An empty pod.
+    pub fn new(
+        identity: PodIdentity,
+        config: Arc<Config>,
+        booter: Arc<dyn Booter>,
+        events: EventQueue,
+        journal: Journal,
+        mailbox: mpsc::WeakSender<Message>,
+    ) -> Self {
+        let deadline = Some(Instant::now() + config.timeouts.unused());
+        let guest = watch::Sender::new(GuestStatus::Booting);
+        let containers = BTreeMap::new();
+        let phase = Phase::New;
+        Actor { identity, config, booter, events, journal, mailbox, phase, guest, containers, deadline }
+    }
+
+    /// Serves until the pod is over; returns the journal, whose last entries the daemon releases.
+    pub async fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> Journal {
+        while self.phase != Phase::Ending {
+            let deadline = self.deadline;
+            let idle = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = receiver.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => self.end("nobody can reach it any more"),
+                },
+                () = idle => self.end("nobody needs it"),
+            }
+        }
+        self.tear_down().await
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Command(command) => self.request(command),
+            Message::Done(done) => self.done(done),
+            Message::News(News::Agent(event)) => self.agent_event(event),
+            Message::News(News::MachineDied(reason)) => self.machine_died(&reason),
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Booted(booted) => self.booted(booted),
+            Done::ContainerCreated(id, result, reply) => self.container_created(id, result, reply),
+            Done::ProcessCreated(target, result, reply) => self.process_created(target, result, reply),
+            Done::Started(target, result, reply) => self.started(target, result, reply),
+            Done::Deleted(target, reply) => self.deleted(&target, reply),
+            Done::Paused(id, result, reply) => {
+                self.frozen(&id, Step::Paused, result, reply);
+            }
+            Done::Resumed(id, result, reply) => {
+                self.frozen(&id, Step::Resumed, result, reply);
+            }
+        }
+    }
+
+    /// Runs an operation and posts what it makes of its outcome.
+    fn spawn<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(T) -> Done + Send + 'static,
+    ) {
+        let mailbox = self.mailbox.clone();
+        tokio::spawn(async move {
+            let outcome = operation.await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                // A closed mailbox: the pod is over, and its records with it.
+                let _ = mailbox.send(Message::Done(done(outcome))).await;
+            }
+        });
+    }
+
+    /// The running guest, if there is one.
+    fn guest(&self) -> Option<Guest> {
+        match (&*self.guest.borrow(), self.phase) {
+            (GuestStatus::Ready(guest), Phase::Ready | Phase::Dead) => Some(guest.clone()),
+            _ => None,
+        }
+    }
+
+    /// The guest for a request that needs it alive.
+    fn live_guest(&self) -> Result<Guest> {
+        let guest = self.guest().ok_or_else(|| Error::MachineGone("it is not running".to_owned()))?;
+        let death = guest.death.borrow().clone();
+        death.map_or(Ok(guest), |reason| Err(Error::MachineGone(reason)))
+    }
+
+    fn step(&mut self, event: state::Event) {
+        match self.phase.next(event) {
+            Ok(phase) => self.phase = phase,
+            Err(state::Illegal) => error!(phase = ?self.phase, ?event, "a step that cannot happen"),
+        }
+    }
+
+    /// Begins to start the machine unless there is one.
+    fn boot(&mut self, spec: &ContainerSpec) {
+        if self.phase != Phase::New {
+            return;
+        }
+        self.step(state::Event::BootBegun);
+        self.guest.send_replace(GuestStatus::Booting);
+        let size = super::size::machine_size(spec.limits, &self.config);
+        info!(vcpus = size.vcpus, memory_mib = size.memory_mib, limits = ?spec.limits, "machine size");
+        let hello = hello(&self.identity.group, spec);
+        let booter = self.booter.clone();
+        let boot = async move { booter.boot(BootPlan { size, hello }).await.map_err(Arc::new) };
+        self.spawn(boot, Done::Booted);
+    }
+
+    fn booted(&mut self, booted: std::result::Result<Guest, Arc<BootError>>) {
+        match booted {
+            Ok(guest) => {
+                self.step(state::Event::Booted);
+                self.watch(&guest);
+                self.guest.send_replace(GuestStatus::Ready(guest));
+            }
+            Err(error) => {
+                error!(error = chain(&error), "the machine did not start");
+                self.step(state::Event::BootFailed);
+                self.guest.send_replace(GuestStatus::Failed(error));
+            }
+        }
+    }
+
+    /// Brings the guest's news into the mailbox. The machine's death is told last.
+    fn watch(&self, guest: &Guest) {
+        let (mailbox, guest) = (self.mailbox.clone(), guest.clone());
+        tokio::spawn(async move {
+            let mut death = guest.death.clone();
+            let reason = tokio::select! {
+                reason = died(&mut death) => reason,
+                reason = follow(&*guest.agent, &mailbox) => {
+                    // The agent is the guest's first process: without it there is no pod. The kernel
+                    // powers off by itself; a guest that does not is stopped.
+                    let limit = std::time::Duration::from_millis(500);
+                    match tokio::time::timeout(limit, died(&mut death)).await {
+                        Ok(better) => better,
+                        Err(_) => { guest.machine.stop().await; reason }
+                    }
+                }
+            };
+            if let Some(mailbox) = mailbox.upgrade() {
+                let _ = mailbox.send(Message::News(News::MachineDied(reason))).await;
+            }
+        });
+    }
+
+    fn end(&mut self, why: &'static str) {
+        info!(why, "the pod ends");
+        self.step(state::Event::End);
+    }
+
+    /// Whether a Shutdown may end the pod: containers whose creation was given up do not count.
+    fn is_empty(&self) -> bool {
+        self.containers.values().all(|container| container.abandoned)
+    }
+
+    /// What is still there has exited with the machine; containerd learns of it.
+    async fn tear_down(mut self) -> Journal {
+        let guest = match &*self.guest.borrow() {
+            GuestStatus::Ready(guest) => Some(guest.clone()),
+            _ => None,
+        };
+        self.all_exited();
+        // Deleting operations in flight end with the machine; their callers get `Ending`.
+        if let Some(guest) = guest {
+            guest.machine.stop().await;
+        }
+        self.journal
+    }
+}
+
+/// Hands the agent's events on until the connection ends; says why it did.
+async fn follow(agent: &dyn AgentPort, mailbox: &mpsc::WeakSender<Message>) -> String {
+    loop {
+        match agent.next_event().await {
+            Ok(event) => {
+                let Some(mailbox) = mailbox.upgrade() else { return "the pod is over".to_owned() };
+                let _ = mailbox.send(Message::News(News::Agent(event))).await;
+            }
+            Err(error) => return chain(&error),
+        }
+    }
+}
+
+fn hello(group: &str, spec: &ContainerSpec) -> hull_protocol::agent::HelloRequest {
+    let sysctls = spec.sysctls.iter().map(|(name, value)| hull_protocol::agent::Sysctl {
+        name: name.clone(),
+        value: value.clone(),
+        ..Default::default()
+    });
+    hull_protocol::agent::HelloRequest {
+        pod_id: group.to_owned(),
+        hostname: spec.hostname.clone(),
+        sysctls: sysctls.collect(),
+        shm_bytes: spec.shm_bytes,
+        ..Default::default()
+    }
+}
