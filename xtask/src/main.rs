@@ -8,6 +8,7 @@
 
 mod arguments;
 mod containerd;
+mod e2e;
 mod node;
 mod progress;
 mod setup;
@@ -25,7 +26,9 @@ cargo xtask VERB [OPTION…]
   setup                                  install packages, make test images and node disks (root)
 
   node [--cmd COMMAND]                   run a shell command in a fresh test node
-       [--containerd 1.6|2.3|none] [--memory MIB] [--deadline SECONDS] [--icount]";
+       [--containerd 1.6|2.3|none] [--memory MIB] [--deadline SECONDS] [--icount]
+  e2e [--containerd 1.6|2.3] [--runtime R] [FILTER…]
+                                         end-to-end suites in a node, under Hull or another runtime";
 
 fn main() -> ExitCode {
     match run() {
@@ -45,6 +48,7 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     match verb.as_str() {
+        "e2e" => e2e::run(&top, arguments),
         "node" => node::run(&top, arguments),
         "setup" => arguments.none_left().and_then(|()| setup::run_all(&top)).map(|()| ExitCode::SUCCESS),
         other => anyhow::bail!("Unknown verb {other:?}\n{USAGE}"),
