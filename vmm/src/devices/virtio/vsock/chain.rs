@@ -39,7 +39,8 @@ pub enum ChainError {
 }
 
 /// Replaces the contents of `segments` with the memory that a transmitted packet lies in, splits
-/// the header off and copies it out. What remains is the payload area.
+/// the header off and copies it out. What remains is the payload area. Also returns how many
+/// descriptors the chain has.
 ///
 /// # Errors
 /// When the chain holds no readable header.
@@ -47,8 +48,8 @@ pub fn read_packet<'m>(
     memory: &'m GuestMemoryMmap,
     chain: &mut Chain<'m>,
     segments: &mut Vec<VolatileSlice<'m>>,
-) -> Result<Header, ChainError> {
-    collect(memory, chain, Permissions::Read, segments)?;
+) -> Result<(Header, u16), ChainError> {
+    let descriptors = collect(memory, chain, Permissions::Read, segments)?;
     let mut bytes = [0; HEADER_BYTES];
     let mut filled = 0;
     for segment in segments.iter() {
@@ -56,7 +57,7 @@ pub fn read_packet<'m>(
         filled += segment.copy_to(rest);
     }
     advance(segments, HEADER_BYTES)?;
-    Ok(Header::decode(&bytes))
+    Ok((Header::decode(&bytes), descriptors))
 }
 
 /// Memory that the guest offers for one packet.
@@ -64,62 +65,73 @@ pub fn read_packet<'m>(
 pub struct Offer<'m> {
     /// What goes into the used ring.
     pub head: u16,
-    /// Where the header goes; [`HEADER_BYTES`] in all.
-    header: Vec<VolatileSlice<'m>>,
-    /// Where the payload goes.
-    payload: Vec<VolatileSlice<'m>>,
+    /// Bytes of payload that fit behind the header.
+    pub capacity: usize,
+    /// Linux offers one piece, and then this is all.
+    first: VolatileSlice<'m>,
+    rest: Vec<VolatileSlice<'m>>,
 }
 
 impl<'m> Offer<'m> {
-    /// Reads the descriptors of a receive chain.
+    /// Reads the descriptors of a receive chain; `scratch` is only an allocation to use again.
     ///
     /// # Errors
     /// When a packet with at least one byte does not fit.
-    pub fn new(memory: &'m GuestMemoryMmap, mut chain: Chain<'m>) -> Result<Self, ChainError> {
+    pub fn new(
+        memory: &'m GuestMemoryMmap,
+        mut chain: Chain<'m>,
+        scratch: &mut Vec<VolatileSlice<'m>>,
+    ) -> Result<Self, ChainError> {
         let head = chain.head_index();
-        let mut payload = Vec::with_capacity(1);
-        collect(memory, &mut chain, Permissions::Write, &mut payload)?;
-        let found = total(&payload);
-        if found <= HEADER_BYTES {
-            return Err(ChainError::Short { found });
+        collect(memory, &mut chain, Permissions::Write, scratch)?;
+        let found = total(scratch);
+        let short = ChainError::Short { found };
+        let capacity = found.checked_sub(HEADER_BYTES).filter(|capacity| *capacity > 0).ok_or(short)?;
+        let mut pieces = scratch.drain(..);
+        let first = pieces.next().ok_or(short)?;
+        Ok(Self { head, capacity, first, rest: pieces.collect() })
+    }
+
+    /// Appends the pieces where the payload goes.
+    pub fn payload(&self, space: &mut Vec<VolatileSlice<'m>>) {
+        let mut skip = HEADER_BYTES;
+        for segment in self.segments() {
+            if !covers(&mut skip, segment.len())
+                && let Ok(rest) = segment.offset(std::mem::take(&mut skip))
+            {
+                space.push(rest);
+            }
         }
-        let mut header = payload.clone();
-        truncate(&mut header, HEADER_BYTES);
-        advance(&mut payload, HEADER_BYTES)?;
-        Ok(Self { head, header, payload })
-    }
-
-    /// Where the payload goes.
-    pub fn payload(&self) -> &[VolatileSlice<'m>] {
-        &self.payload
-    }
-
-    /// Bytes of payload that fit.
-    pub fn capacity(&self) -> usize {
-        total(&self.payload)
     }
 
     /// Writes the header and returns what the used ring says: the bytes written in all.
     pub fn finish(&self, header: &Header) -> u32 {
         let bytes = header.encode();
         let mut rest = bytes.as_slice();
-        for segment in &self.header {
+        for segment in self.segments() {
             segment.copy_from(rest);
             rest = rest.get(segment.len()..).unwrap_or_default();
         }
         (HEADER_BYTES as u32).saturating_add(header.length)
     }
+
+    fn segments(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
 }
 
-/// All memory of a chain, in order, with the permission that it was offered for.
+/// All memory of a chain, in order, with the permission that it was offered for. Returns the number
+/// of descriptors.
 fn collect<'m>(
     memory: &'m GuestMemoryMmap,
     chain: &mut Chain<'m>,
     access: Permissions,
     segments: &mut Vec<VolatileSlice<'m>>,
-) -> Result<(), ChainError> {
+) -> Result<u16, ChainError> {
     segments.clear();
+    let mut descriptors = 0_u16;
     for descriptor in chain {
+        descriptors = descriptors.saturating_add(1);
         if descriptor.is_write_only() != (access == Permissions::Write) {
             return Err(ChainError::Direction);
         }
@@ -132,7 +144,7 @@ fn collect<'m>(
             segments.push(slice.map_err(|_| bad)?);
         }
     }
-    Ok(())
+    Ok(descriptors)
 }
 
 /// Removes the first `count` bytes.

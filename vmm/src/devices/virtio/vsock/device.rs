@@ -14,7 +14,7 @@ use super::limits::{EVENT_RING_SIZE, RING_SIZE};
 use super::metrics::Counters;
 use super::mux::Mux;
 use super::shared::{Shared, Vsock};
-use super::worker::{HOST_REQUEST, RECEIVE_KICK, TRANSMIT_KICK, Worker};
+use super::worker::{HOST_REQUEST, RECEIVE_KICK, State, TRANSMIT_KICK, Worker};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Counter, VirtioDevice};
 use crate::seccomp::{Allowed, allow};
 
@@ -31,7 +31,6 @@ const SYSCALLS: &[Allowed] = &[
     allow(libc::SYS_sendto, "gives parked data to a host's end"),
     allow(libc::SYS_recvmsg, "takes data for the guest from a host's end"),
     allow(libc::SYS_recvfrom, "takes unread bytes out of a host's end before it is closed"),
-    allow(libc::SYS_read, "as recvfrom"),
     allow(libc::SYS_shutdown, "ends one direction of a host's end"),
     allow(libc::SYS_socketpair, "makes the ends of a connection that the guest opens"),
     allow(libc::SYS_setsockopt, "sizes their buffers"),
@@ -77,17 +76,7 @@ impl VsockDevice {
         watch(&epoll, self.shared.wake_event(), HOST_REQUEST)?;
         let mux = Mux::new(epoll, Arc::clone(&self.shared), Arc::clone(&self.counters));
         let counters = Arc::clone(&self.counters);
-        Ok(Worker {
-            memory,
-            receive,
-            transmit,
-            interrupt,
-            mux,
-            stop,
-            counters,
-            transmit_due: true,
-            starved: true,
-        })
+        Ok(Worker { memory, receive, transmit, interrupt, mux, stop, counters, state: State::default() })
     }
 }
 

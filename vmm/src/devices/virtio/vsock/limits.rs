@@ -48,6 +48,13 @@ pub const TURN_BUFFERS: usize = 18;
 /// Chains that one round takes from each ring before the thread looks at its other descriptors.
 pub const ROUND_CHAINS: usize = 64;
 
+/// How long the driver may wait to hear that the device is done with its transmit buffers, when
+/// nothing else interrupts it. An interrupt costs the guest three exits, two of them to us; an
+/// answer within this time brings the news for free.
+pub const TRANSMIT_HOLD_MS: i32 = 20;
+/// Rounds after which it hears in any case; they may be shorter than the hold.
+pub const TRANSMIT_HOLD_ROUNDS: u32 = 16;
+
 /// First port of connections that the host opens. Listeners live below (see `protocol::ports`).
 pub const FIRST_HOST_PORT: u32 = 1 << 31;
 

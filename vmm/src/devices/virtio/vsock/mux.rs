@@ -2,7 +2,8 @@
 //! decides whose turn it is when the guest has room.
 //!
 //! Connections with something for the guest wait in one queue and get one turn each: a control
-//! packet, or at most [`TURN_BYTES`] of data. Refusals go first; they are short and capped.
+//! packet, or [`TURN_BYTES`] of data. A turn that the guest has too few buffers for goes on when it
+//! has more, so scarce buffers are shared by bytes. Refusals go first; they are short and capped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -276,8 +277,11 @@ impl Mux {
                 }
                 return Some(Job::Packet(header));
             }
-            let bytes = link.connection.sendable().min(TURN_BYTES) as usize;
-            if bytes > 0 && link.host.is_readable() {
+            if link.host.is_readable() && link.connection.sendable() > 0 {
+                if link.turn == 0 {
+                    link.turn = TURN_BYTES;
+                }
+                let bytes = link.connection.sendable().min(link.turn) as usize;
                 return Some(Job::Data { token, buffers: link.burst, bytes });
             }
         }
@@ -293,6 +297,7 @@ impl Mux {
             Filled::Bytes(count) => {
                 bytes = count;
                 link.connection.credit.send(count as u32); // at most TURN_BYTES
+                link.turn = link.turn.saturating_sub(count as u32);
                 link.burst = if link.host.is_readable() { link.burst * 4 } else { link.burst / 2 };
                 link.burst = link.burst.clamp(1, TURN_BUFFERS);
             }
@@ -300,6 +305,13 @@ impl Mux {
             Filled::End => link.connection.host_ended(),
         }
         let header = link.connection.header(Op::Data, 0);
+        if bytes == 0 || !link.host.is_readable() || link.connection.sendable() == 0 {
+            link.turn = 0; // nothing to go on with
+        }
+        if link.turn > 0 {
+            link.queued = true;
+            self.turns.push_front(token);
+        }
         self.counters.bytes_to_guest.add(bytes as u64);
         self.settle(token);
         (header, bytes)

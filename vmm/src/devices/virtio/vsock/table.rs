@@ -50,7 +50,9 @@ pub struct Link {
     pub queued: bool,
     /// Epoll reports room in the socket.
     pub watched: bool,
-    /// Receive buffers that its next turn asks for.
+    /// Bytes left of its turn, 0 when it is not its turn.
+    pub turn: u32,
+    /// Receive buffers that its next read asks for.
     pub burst: usize,
 }
 
@@ -92,7 +94,7 @@ impl Table {
         if let Some(place) = self.slots.get_mut(slot as usize) {
             place.generation = place.generation.wrapping_add(1).max(1);
             token = Token::new(slot, place.generation);
-            place.link = Some(Link { connection, host, queued: false, watched: false, burst: 1 });
+            place.link = Some(Link { connection, host, queued: false, watched: false, turn: 0, burst: 1 });
         }
         self.by_ports.insert(ports, token);
         token

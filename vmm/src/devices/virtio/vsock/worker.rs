@@ -10,6 +10,10 @@
 //!        |        v
 //!        +--- one interrupt, if the driver wants one
 //! ```
+//! The driver waits for received packets, so their interrupt leaves with the round. Nobody waits
+//! for the return of transmit buffers unless the ring runs full: that news is held back for the next
+//! interrupt, a quarter of the ring or [`TRANSMIT_HOLD_MS`], whichever comes first.
+//!
 //! A round takes a bounded number of chains from each ring and then looks at all descriptors
 //! again. Every descriptor is watched by edges, eventfds too: a new write is a new edge, so no
 //! eventfd is ever read.
@@ -25,7 +29,7 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 use vmm_sys_util::epoll::EpollEvent;
 
 use super::chain::{Chain, ChainError, Offer, read_packet, truncate};
-use super::limits::ROUND_CHAINS;
+use super::limits::{ROUND_CHAINS, TRANSMIT_HOLD_MS, TRANSMIT_HOLD_ROUNDS};
 use super::metrics::Counters;
 use super::mux::{Job, Mux};
 use super::packet::Header;
@@ -70,10 +74,30 @@ pub struct Worker {
     pub stop: Arc<AtomicBool>,
     /// Shared with the device.
     pub counters: Arc<Counters>,
+    /// What the thread remembers from round to round.
+    pub state: State,
+}
+
+/// What the thread remembers from round to round.
+#[derive(Debug)]
+pub struct State {
     /// There may be something in the transmit ring.
-    pub transmit_due: bool,
+    transmit_due: bool,
     /// The driver has been asked to kick when it adds receive buffers.
-    pub starved: bool,
+    starved: bool,
+    /// Descriptors returned in the transmit ring that the driver has not been told about.
+    held: u16,
+    /// Rounds since the first of them.
+    held_rounds: u32,
+    /// Chains used in the receive ring since the last interrupt.
+    received: usize,
+}
+
+impl Default for State {
+    /// A kick may have come before the thread listened.
+    fn default() -> Self {
+        Self { transmit_due: true, starved: true, held: 0, held_rounds: 0, received: 0 }
+    }
 }
 
 impl Worker {
@@ -84,7 +108,11 @@ impl Worker {
         let mut busy = true;
         let mut broken = false;
         while !self.stop.load(Ordering::Acquire) {
-            let timeout = if busy { 0 } else { -1 };
+            let timeout = match self.state.held {
+                _ if busy => 0,
+                0 => -1,
+                _ => TRANSMIT_HOLD_MS,
+            };
             let count = match self.mux.epoll().wait(timeout, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -96,6 +124,9 @@ impl Worker {
             self.counters.wakeups.increment();
             for event in events.iter().take(count) {
                 self.dispatch(event);
+            }
+            if count == 0 && !busy {
+                self.state.held_rounds = TRANSMIT_HOLD_ROUNDS;
             }
             busy = false;
             if broken {
@@ -110,6 +141,7 @@ impl Worker {
                         "vsock stands still until the guest resets it"
                     );
                     self.mux.clear();
+                    self.state.held = 0;
                     broken = true;
                 }
             }
@@ -119,7 +151,7 @@ impl Worker {
     fn dispatch(&mut self, event: &EpollEvent) {
         match event.data() {
             RECEIVE_KICK => {} // the round looks at the ring if it has a use for it
-            TRANSMIT_KICK => self.transmit_due = true,
+            TRANSMIT_KICK => self.state.transmit_due = true,
             HOST_REQUEST => self.mux.take_connects(),
             token => self.mux.host_event(Token::from_event(token), event.events()),
         }
@@ -127,12 +159,12 @@ impl Worker {
 
     /// One round over both rings. True when there is more to do at once.
     fn round(&mut self) -> Result<bool, RingError> {
-        if self.transmit_due {
+        if self.state.transmit_due {
             self.serve_transmit()?;
         }
         let more = self.serve_receive()?;
         self.notify()?;
-        Ok(more || (self.transmit_due && !self.mux.is_congested()))
+        Ok(more || (self.state.transmit_due && !self.mux.is_congested()))
     }
 
     fn serve_transmit(&mut self) -> Result<(), RingError> {
@@ -144,13 +176,20 @@ impl Worker {
                 return Ok(());
             }
             if let Some(mut chain) = pop(&mut self.transmit.queue, memory)? {
-                match read_packet(memory, &mut chain, &mut segments) {
-                    Ok(header) => self.mux.receive(&header, &mut segments),
-                    Err(_) => self.counters.malformed_packets.increment(),
-                }
+                let descriptors = match read_packet(memory, &mut chain, &mut segments) {
+                    Ok((header, descriptors)) => {
+                        self.mux.receive(&header, &mut segments);
+                        descriptors
+                    }
+                    Err(_) => {
+                        self.counters.malformed_packets.increment();
+                        self.transmit.queue.size() // however many they are
+                    }
+                };
+                self.state.held = self.state.held.saturating_add(descriptors);
                 self.transmit.queue.add_used(memory, chain.head_index(), 0)?;
             } else if !self.transmit.queue.enable_notification(memory)? {
-                self.transmit_due = false;
+                self.state.transmit_due = false;
                 return Ok(());
             }
         }
@@ -160,48 +199,56 @@ impl Worker {
     /// True when the round's share is used up and there may be more.
     fn serve_receive(&mut self) -> Result<bool, RingError> {
         let memory = self.memory.view();
-        let mut offers = VecDeque::new();
+        let mut offers = Offers { waiting: VecDeque::new(), scratch: Vec::new() };
         let mut space = Vec::new();
         let mut used = 0;
         while self.mux.has_work() && used < ROUND_CHAINS {
-            take_offers(&mut self.receive.queue, memory, &mut offers, 1)?;
-            if offers.is_empty() {
+            offers.take(&mut self.receive.queue, memory, 1)?;
+            if offers.waiting.is_empty() {
                 self.counters.receive_starvations.increment();
-                self.starved = true;
+                self.state.starved = true;
                 if self.receive.queue.enable_notification(memory)? {
                     continue; // the driver was faster
                 }
-                return Ok(false);
+                break;
             }
-            if std::mem::take(&mut self.starved) {
+            if std::mem::take(&mut self.state.starved) {
                 self.receive.queue.disable_notification(memory)?;
             }
             used += match self.mux.next_job() {
                 None => break,
-                Some(Job::Packet(header)) => {
-                    put_packet(&mut self.receive.queue, memory, &mut offers, header, 0)?
-                }
+                Some(Job::Packet(header)) => offers.put(&mut self.receive.queue, memory, header, 0)?,
                 Some(Job::Data { token, buffers, bytes }) => {
-                    take_offers(&mut self.receive.queue, memory, &mut offers, buffers)?;
-                    gather(&offers, buffers, bytes, &mut space);
+                    offers.take(&mut self.receive.queue, memory, buffers)?;
+                    offers.gather(buffers, bytes, &mut space);
                     let (header, bytes) = self.mux.fill(token, &space);
-                    put_data(&mut self.receive.queue, memory, &mut offers, header, bytes)?
+                    offers.put_data(&mut self.receive.queue, memory, header, bytes)?
                 }
             };
         }
         self.counters.packets_to_guest.add(used as u64);
-        for _ in &offers {
+        self.state.received += used;
+        for _ in &offers.waiting {
             self.receive.queue.go_to_previous_position(); // the last ones taken, in a row
         }
-        Ok(self.mux.has_work())
+        Ok(self.mux.has_work() && !self.state.starved)
     }
 
     /// Raises at most one interrupt for both rings.
     fn notify(&mut self) -> Result<(), RingError> {
         let memory = self.memory.view();
-        let transmit = self.transmit.queue.needs_notification(memory)?;
-        let receive = self.receive.queue.needs_notification(memory)?;
-        if transmit || receive {
+        let state = &mut self.state;
+        let mut wanted = state.received > 0 && self.receive.queue.needs_notification(memory)?;
+        state.received = 0;
+        if state.held > 0 {
+            state.held_rounds += 1;
+            let full = state.held >= self.transmit.queue.size() / 4;
+            if wanted || full || state.held_rounds > TRANSMIT_HOLD_ROUNDS {
+                wanted |= self.transmit.queue.needs_notification(memory)?;
+                (state.held, state.held_rounds) = (0, 0);
+            }
+        }
+        if wanted {
             self.counters.interrupts.increment();
             if let Err(error) = self.interrupt.signal_used_queue() {
                 warn!(%error, "The guest cannot be interrupted for vsock");
@@ -215,64 +262,68 @@ fn pop<'m>(queue: &mut Queue, memory: &'m GuestMemoryMmap) -> Result<Option<Chai
     Ok(queue.iter(memory)?.next())
 }
 
-/// Takes receive buffers until there are `count`, or as many as there are.
-fn take_offers<'m>(
-    queue: &mut Queue,
-    memory: &'m GuestMemoryMmap,
-    offers: &mut VecDeque<Offer<'m>>,
-    count: usize,
-) -> Result<(), RingError> {
-    if offers.len() >= count {
-        return Ok(());
-    }
-    for chain in queue.iter(memory)?.take(count - offers.len()) {
-        offers.push_back(Offer::new(memory, chain)?);
-    }
-    Ok(())
+/// Receive buffers that were taken from the ring and are not used yet.
+struct Offers<'m> {
+    waiting: VecDeque<Offer<'m>>,
+    scratch: Vec<VolatileSlice<'m>>,
 }
 
-/// Lists the payload areas of the first `buffers` offers, `bytes` in all at most.
-fn gather<'m>(
-    offers: &VecDeque<Offer<'m>>,
-    buffers: usize,
-    bytes: usize,
-    space: &mut Vec<VolatileSlice<'m>>,
-) {
-    space.clear();
-    for offer in offers.iter().take(buffers) {
-        space.extend_from_slice(offer.payload());
+impl<'m> Offers<'m> {
+    /// Takes buffers until there are `count`, or as many as there are.
+    fn take(
+        &mut self,
+        queue: &mut Queue,
+        memory: &'m GuestMemoryMmap,
+        count: usize,
+    ) -> Result<(), RingError> {
+        let missing = count.saturating_sub(self.waiting.len());
+        if missing > 0 {
+            for chain in queue.iter(memory)?.take(missing) {
+                self.waiting.push_back(Offer::new(memory, chain, &mut self.scratch)?);
+            }
+        }
+        Ok(())
     }
-    truncate(space, bytes);
-}
 
-/// Puts one packet, whose payload lies in the first offer already. Returns the chains used.
-fn put_packet(
-    queue: &mut Queue,
-    memory: &GuestMemoryMmap,
-    offers: &mut VecDeque<Offer<'_>>,
-    header: Header,
-    length: u32,
-) -> Result<usize, RingError> {
-    let Some(offer) = offers.pop_front() else { return Ok(0) };
-    let written = offer.finish(&Header { length, ..header });
-    queue.add_used(memory, offer.head, written)?;
-    Ok(1)
-}
-
-/// Puts `bytes` of payload that lie in the offers already, one packet for each offer.
-fn put_data(
-    queue: &mut Queue,
-    memory: &GuestMemoryMmap,
-    offers: &mut VecDeque<Offer<'_>>,
-    header: Header,
-    bytes: usize,
-) -> Result<usize, RingError> {
-    let mut left = bytes;
-    let mut used = 0;
-    while left > 0 {
-        let Some(length) = offers.front().map(|offer| offer.capacity().min(left)) else { break };
-        left -= length;
-        used += put_packet(queue, memory, offers, header, length as u32)?; // at most TURN_BYTES
+    /// Lists the payload areas of the first `buffers`, `bytes` in all at most.
+    fn gather(&self, buffers: usize, bytes: usize, space: &mut Vec<VolatileSlice<'m>>) {
+        space.clear();
+        for offer in self.waiting.iter().take(buffers) {
+            offer.payload(space);
+        }
+        truncate(space, bytes);
     }
-    Ok(used)
+
+    /// Gives the guest one packet, whose payload lies in the first buffer already. Returns the
+    /// chains used.
+    fn put(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+        header: Header,
+        length: u32,
+    ) -> Result<usize, RingError> {
+        let Some(offer) = self.waiting.pop_front() else { return Ok(0) };
+        let written = offer.finish(&Header { length, ..header });
+        queue.add_used(memory, offer.head, written)?;
+        Ok(1)
+    }
+
+    /// Gives the guest `bytes` of payload that lie in the buffers already, a packet for each.
+    fn put_data(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemoryMmap,
+        header: Header,
+        bytes: usize,
+    ) -> Result<usize, RingError> {
+        let mut left = bytes;
+        let mut used = 0;
+        while let Some(offer) = self.waiting.front().filter(|_| left > 0) {
+            let length = offer.capacity.min(left);
+            left -= length;
+            used += self.put(queue, memory, header, length as u32)?; // at most TURN_BYTES
+        }
+        Ok(used)
+    }
 }

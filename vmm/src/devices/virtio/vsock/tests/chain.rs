@@ -31,7 +31,8 @@ fn header() -> Header {
 
 fn read(memory: &GuestMemoryMmap, pieces: &[(u64, u32)]) -> Result<(Header, Vec<u8>), ChainError> {
     let mut segments = Vec::new();
-    let header = read_packet(memory, &mut chain(memory, pieces, 0), &mut segments)?;
+    let (header, descriptors) = read_packet(memory, &mut chain(memory, pieces, 0), &mut segments)?;
+    assert_eq!(usize::from(descriptors), pieces.len());
     truncate(&mut segments, header.length as usize);
     let mut bytes = Vec::new();
     for segment in segments {
@@ -103,15 +104,17 @@ fn a_header_is_written_in_any_framing() {
         [&[(0x8000, 100)], &[(0x8000, 44), (0x802c, 56)], &[(0x8000, 1), (0x8001, 60), (0x803d, 39)]];
     for framing in framings {
         memory.write_slice(&[0xEE; 100], GuestAddress(0x8000)).unwrap();
-        let offer = Offer::new(&memory, chain(&memory, framing, WRITE)).unwrap();
-        assert_eq!((offer.head, offer.capacity()), (0, 56), "{framing:?}");
+        let offer = Offer::new(&memory, chain(&memory, framing, WRITE), &mut Vec::new()).unwrap();
+        assert_eq!((offer.head, offer.capacity), (0, 56), "{framing:?}");
         assert_eq!(offer.finish(&header()), 49);
         let mut bytes = [0; 45];
         memory.read_slice(&mut bytes, GuestAddress(0x8000)).unwrap();
         assert_eq!(bytes[..44], header().encode());
         assert_eq!(bytes[44], 0xEE, "the payload area is left alone");
         let mut offset = 0x802c;
-        for piece in offer.payload() {
+        let mut payload = Vec::new();
+        offer.payload(&mut payload);
+        for piece in payload {
             piece.copy_from(&[0xDD_u8; 56][..piece.len()]);
             offset += piece.len() as u64;
         }
@@ -123,7 +126,9 @@ fn a_header_is_written_in_any_framing() {
 #[test]
 fn bad_receive_chains_are_refused() {
     let memory = memory();
-    let offer = |pieces: &[(u64, u32)], flags| Offer::new(&memory, chain(&memory, pieces, flags)).map(|_| ());
+    let offer = |pieces: &[(u64, u32)], flags| {
+        Offer::new(&memory, chain(&memory, pieces, flags), &mut Vec::new()).map(|_| ())
+    };
     assert_eq!(offer(&[(0x8000, 45)], WRITE), Ok(()));
     assert_eq!(offer(&[(0x8000, 44)], WRITE), Err(ChainError::Short { found: 44 }), "no data would ever fit");
     assert_eq!(offer(&[(0x8000, 100)], 0), Err(ChainError::Direction));

@@ -79,7 +79,7 @@ fn waiting_costs_nothing() {
     let idle = guest.vsock.connect(1).unwrap();
     guest.until("all that may come", |guest| guest.sockets[&(5000, PORT)].received.len() == 1000);
     guest.barrier();
-    thread::sleep(Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(100)); // the hold of the transmit ring is over
     let before = guest.counter("wakeups");
     thread::sleep(Duration::from_millis(200));
     assert_eq!(guest.counter("wakeups") - before, 0);
@@ -109,6 +109,38 @@ fn interrupts_come_in_batches() {
     }
     thread::sleep(Duration::from_millis(20));
     assert_eq!((guest.receive.used_waiting(), guest.counter("interrupts") - before), (1, 0));
+}
+
+/// A question and its answer interrupt once: the return of the transmit buffer waits for company.
+#[test]
+fn the_return_of_transmit_buffers_comes_with_the_answer() {
+    let (mut guest, stream, _listener) = connected(Setup::default());
+    let before = guest.counter("interrupts");
+    for _ in 0..50 {
+        guest.send_all(5000, PORT, b"question");
+        (&stream).read_exact(&mut [0; 8]).unwrap();
+        (&stream).write_all(b"answer").unwrap();
+        guest.until("the answer", |guest| !guest.sockets[&(5000, PORT)].received.is_empty());
+        guest.read(5000, PORT, 100);
+    }
+    let interrupts = guest.counter("interrupts") - before;
+    assert!((50..=75).contains(&interrupts), "{interrupts} interrupts for 50 answers");
+}
+
+/// Without an answer it comes alone, soon, and at once when the ring runs short.
+#[test]
+fn the_return_of_transmit_buffers_comes_alone_if_it_must() {
+    let (mut guest, _stream, _listener) = connected(Setup::default());
+    guest.send_all(5000, PORT, b"statement");
+    guest.until("the buffer's return", |guest| guest.transmit.has_room(64));
+
+    let (mut guest, _stream, _listener) = connected(Setup { transmit_size: 4, ..Setup::default() });
+    let start = Instant::now();
+    for _ in 0..200 {
+        guest.send_all(5000, PORT, b"many small ones");
+    }
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(1), "200 packets took {elapsed:?}, as if each waited for a hold");
 }
 
 /// Kicks cost an exit each: the driver is asked for them only when the device has nothing to do

@@ -51,48 +51,57 @@ impl Fixture {
         }
     }
 
-    /// Serves one data turn with a page and returns the guest's port and the bytes.
-    fn turn(&mut self) -> (u32, usize) {
-        let Some(Job::Data { token, .. }) = self.mux.next_job() else { panic!("no data") };
-        let slices = self.memory.get_slices(GuestAddress(0), 4096, Permissions::Write).unwrap();
+    /// Serves one data job with at most `room` bytes and returns the guest's port.
+    fn serve(&mut self, room: usize) -> u32 {
+        let Some(Job::Data { token, bytes, .. }) = self.mux.next_job() else { panic!("no data") };
+        let slices = self.memory.get_slices(GuestAddress(0), bytes.min(room), Permissions::Write).unwrap();
         let space: Vec<_> = slices.map(Result::unwrap).collect();
         let (header, bytes) = self.mux.fill(token, &space);
-        (header.destination_port, bytes)
+        assert!(bytes > 0);
+        header.destination_port
     }
-}
 
-fn write(stream: &mut UnixStream, length: usize) {
-    std::io::Write::write_all(stream, &vec![1; length]).unwrap();
+    /// Connections from these ports, whose host's ends have written so much.
+    fn writers(&mut self, sizes: &[usize]) -> Vec<UnixStream> {
+        let mut listener = self.vsock.listen(1025).unwrap();
+        let streams = sizes.iter().zip(0..).map(|(size, port)| {
+            self.accept(port);
+            let mut stream = listener.try_recv().unwrap();
+            std::io::Write::write_all(&mut stream, &vec![1; *size]).unwrap();
+            stream
+        });
+        let streams = streams.collect();
+        self.events();
+        streams
+    }
 }
 
 #[test]
 fn turns_go_round_whoever_has_more() {
     let mut fixture = Fixture::new();
-    let mut listener = fixture.vsock.listen(1025).unwrap();
-    let mut streams: Vec<_> = (0..3)
-        .map(|port| {
-            fixture.accept(port);
-            listener.try_recv().unwrap()
-        })
-        .collect();
-    write(&mut streams[0], 100_000);
-    write(&mut streams[1], 2 * 4096 - 1); // its second turn is short, so there is no third
-    write(&mut streams[2], 100_000);
-    fixture.events();
-    let turns: Vec<u32> = (0..8).map(|_| fixture.turn().0).collect();
+    let turn = TURN_BYTES as usize;
+    let _streams = fixture.writers(&[3 * turn, turn + 1, 3 * turn]);
+    let turns: Vec<u32> = (0..7).map(|_| fixture.serve(turn)).collect();
     let [a, b, c] = turns[..3] else { panic!() };
     let [x, y] = [a, b, c].into_iter().filter(|port| *port != 1).collect::<Vec<_>>()[..] else { panic!() };
-    assert_eq!(turns, [a, b, c, a, b, c, x, y]);
+    assert_eq!(turns, [a, b, c, a, b, c, x]);
+    assert_eq!(fixture.serve(turn), y);
+}
+
+#[test]
+fn a_turn_goes_on_when_the_guest_has_room_again() {
+    let mut fixture = Fixture::new();
+    let turn = TURN_BYTES as usize;
+    let _streams = fixture.writers(&[2 * turn, 2 * turn]);
+    let served: Vec<u32> = (0..16).map(|_| fixture.serve(turn / 8)).collect();
+    assert_eq!(served[..8], [served[0]; 8]);
+    assert_eq!(served[8..], [1 - served[0]; 8]);
 }
 
 #[test]
 fn refusals_go_before_data() {
     let mut fixture = Fixture::new();
-    let mut listener = fixture.vsock.listen(1025).unwrap();
-    fixture.accept(1);
-    let mut stream = listener.try_recv().unwrap();
-    write(&mut stream, 10);
-    fixture.events();
+    let _streams = fixture.writers(&[10]);
     fixture.send(Op::Data, 99, 0);
     assert!(matches!(fixture.mux.next_job(), Some(Job::Packet(header)) if header.destination_port == 99));
     assert!(matches!(fixture.mux.next_job(), Some(Job::Data { .. })));
@@ -131,13 +140,19 @@ fn host_ports_go_up_and_start_again_before_any_port() {
 #[test]
 fn bursts_grow_with_bulk_and_shrink_with_small_talk() {
     let mut fixture = Fixture::new();
-    let mut listener = fixture.vsock.listen(1025).unwrap();
-    fixture.accept(1);
-    let mut stream = listener.try_recv().unwrap();
-    write(&mut stream, 100_000);
-    fixture.events();
+    let mut streams = fixture.writers(&[100_000]);
     for _ in 0..3 {
-        fixture.turn();
+        fixture.serve(4096);
     }
-    assert!(matches!(fixture.mux.next_job(), Some(Job::Data { buffers: TURN_BUFFERS, .. })));
+    let Some(Job::Data { token, buffers: TURN_BUFFERS, .. }) = fixture.mux.next_job() else { panic!() };
+    fixture.mux.fill(token, &[]); // no buffers now
+    while let Some(Job::Data { .. }) = fixture.mux.next_job() {}
+    std::io::Write::write_all(&mut streams[0], b"x").unwrap();
+    fixture.events();
+    for _ in 0..2 {
+        fixture.serve(TURN_BYTES as usize);
+    }
+    std::io::Write::write_all(&mut streams[0], b"x").unwrap();
+    fixture.events();
+    assert!(matches!(fixture.mux.next_job(), Some(Job::Data { buffers, .. }) if buffers < TURN_BUFFERS));
 }
