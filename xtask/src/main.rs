@@ -7,11 +7,15 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line's output is its purpose")]
 
 mod arguments;
+mod build;
 mod containerd;
+mod demo;
 mod e2e;
 mod node;
+mod prepush;
 mod progress;
 mod setup;
+mod suites;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,11 +28,15 @@ const USAGE: &str = "\
 cargo xtask VERB [OPTION…]
 
   setup                                  install packages, make test images and node disks (root)
-
+  build                                  static release binaries of shim and agent
+  image                                  guest kernel and root image, around the built agent
   node [--cmd COMMAND]                   run a shell command in a fresh test node
        [--containerd 1.6|2.3|none] [--memory MIB] [--deadline SECONDS] [--icount]
   e2e [--containerd 1.6|2.3] [--runtime R] [FILTER…]
-                                         end-to-end suites in a node, under Hull or another runtime";
+                                         end-to-end suites in a node, under Hull or another runtime
+  test [FILTER…]                         every suite, or those whose name contains a FILTER
+  demo                                   a container in its own machine, shown
+  prepush                                format, clippy, imports, paths, unsafe code";
 
 fn main() -> ExitCode {
     match run() {
@@ -48,11 +56,20 @@ fn run() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     match verb.as_str() {
-        "e2e" => e2e::run(&top, arguments),
-        "node" => node::run(&top, arguments),
-        "setup" => arguments.none_left().and_then(|()| setup::run_all(&top)).map(|()| ExitCode::SUCCESS),
+        "node" => return node::run(&top, arguments),
+        "e2e" => return e2e::run(&top, arguments),
+        "test" => return suites::run_all(&top, arguments),
+        _ => arguments.none_left()?,
+    }
+    match verb.as_str() {
+        "setup" => setup::run_all(&top)?,
+        "build" => build::binaries(&top)?,
+        "image" => build::guest_image(&top)?,
+        "demo" => return demo::run(&top),
+        "prepush" => prepush::run_all(&top)?,
         other => anyhow::bail!("Unknown verb {other:?}\n{USAGE}"),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The checkout, found from this crate's place in it.

@@ -33,13 +33,13 @@ fn size_and_resize(context: &Context) -> Result<()> {
     terminal.send("tty; echo 'do'ne\n")?;
     expect_part("the terminal's name", &terminal.read_until("done", LIMIT)?, "/dev/")?;
     has_size(&mut terminal, "41 101")?;
-    terminal.send("trap 'echo changed to $(stty size).' WINCH; echo 'rea'dy\n")?;
+    let watch = "sh -c 'trap \"echo got WI\"\"NCH; exit\" WINCH; echo rea\"\"dy; while :; do sleep 0.1; done'";
+    terminal.send(&format!("{watch}\n"))?;
     terminal.read_until("ready", LIMIT)?;
     terminal.resize(93, 27)?;
-    // A shell waiting for input runs a trap only after the next line.
-    std::thread::sleep(Duration::from_secs(1));
-    terminal.send("\n")?;
-    terminal.read_until("changed to 27 93.", LIMIT)?;
+    terminal.read_until("got WINCH", LIMIT)?;
+    terminal.read_until(PROMPT, LIMIT)?;
+    has_size(&mut terminal, "27 93")?;
     terminal.send("exit 7\n")?;
     let (code, _) = terminal.finish(LIMIT)?;
     expect("exit code", &code, &7)

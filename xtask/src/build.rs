@@ -1,0 +1,49 @@
+//! `cargo xtask build` and `cargo xtask image`: the static release binaries, and the guest image around the agent.
+//!
+//! Static without another target: glibc with `crt-static`, in a target directory of its own so that neither these
+//! flags nor the release profile disturb everyday builds. `--target` is given although it is the host's, so that
+//! build scripts and proc-macros are built without the flags.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::progress::{run, say};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Where `cargo xtask build` leaves the binaries.
+pub(crate) fn release_dir(top: &Path) -> PathBuf {
+    top.join("target/static").join(TARGET).join("release")
+}
+
+/// The shim and the agent.
+pub(crate) fn binaries(top: &Path) -> Result<()> {
+    say("release binaries of shim and agent (about 6 minutes when nothing is built yet)");
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(top).args(["build", "--release", "-p", "hull-agent", "-p", "containerd-shim-hull-v2"]);
+    cargo.args(["--target", TARGET, "--target-dir"]).arg(top.join("target/static"));
+    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
+    run(&mut cargo)
+}
+
+/// The kernel (from the cache once it was built) and the root image, in `target/guest`.
+pub(crate) fn guest_image(top: &Path) -> Result<()> {
+    let agent = release_dir(top).join("hull-agent");
+    if !agent.exists() {
+        bail!("There is no {}: run `cargo xtask build` first", agent.display());
+    }
+    say("guest image (the kernel takes about 6 minutes when it is not in the cache)");
+    let mut build = Command::new("cargo");
+    build.current_dir(top).args(["run", "-q", "-p", "hull-guest-image", "--", "build", "--agent"]);
+    build.arg(agent).arg("--out").arg(top.join("target/guest"));
+    run(&mut build)
+}
+
+/// Everything that a node installs.
+pub(crate) fn all(top: &Path) -> Result<()> {
+    binaries(top)?;
+    guest_image(top)
+}
