@@ -26,9 +26,10 @@ use ttrpc::r#async::transport::Listener;
 use crate::args::Args;
 use crate::config::{Config, LogLevel};
 use crate::events::EventQueue;
-use crate::journal::{self, Entry, Journal};
+use crate::journal::{self, Journal};
+use crate::rootfs::{self, ImageCache};
 use crate::sandbox::vm::KvmBooter;
-use crate::sandbox::{Pod, PodIdentity};
+use crate::sandbox::{Means, Pod, PodIdentity};
 use crate::task::TaskService;
 
 /// Threads for work that blocks: making images, starting and stopping the machine.
@@ -129,19 +130,19 @@ fn take_listener() -> io::Result<UnixListener> {
 
 async fn serve(args: &Args, handoff: Handoff, listener: UnixListener) -> Result<(), DaemonError> {
     let pid = std::process::id();
-    let mut journal =
-        Journal::open(journal::directory(Path::new(journal::ROOT), &args.namespace, &handoff.group))
-            .map_err(step("open its journal"))?;
-    let daemon = i32::try_from(pid).unwrap_or_default();
-    let start = journal::start_time(daemon).unwrap_or_default();
-    journal.write(&Entry::Daemon { pid: daemon, start }).map_err(step("write its journal"))?;
+    // `start` has written our process id and the socket into it.
+    let dir = journal::directory(Path::new(journal::ROOT), &args.namespace, &handoff.group);
+    let journal = Journal::open(dir).map_err(step("open its journal"))?;
 
     let (events, publisher) = EventQueue::start(&handoff.ttrpc_address, &args.namespace);
     let identity =
         PodIdentity { group: handoff.group.clone(), namespace: args.namespace.clone(), shim_pid: pid };
     let config = Arc::new(handoff.config);
-    let booter = Arc::new(KvmBooter::new(config.clone()));
-    let (pod, over) = Pod::start(identity, config, booter, events, journal);
+    let means = Means {
+        booter: Arc::new(KvmBooter::new(config.clone())),
+        images: Arc::new(ImageCache::new(rootfs::CACHE_DIR.into(), config.timeouts.image())),
+    };
+    let (pod, over) = Pod::start(identity, config, means, events, journal);
 
     let service = Arc::new(TaskService::new(pod.clone()));
     let listener = Listener::try_from(listener).map_err(step("use its socket"))?;

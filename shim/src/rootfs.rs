@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use containerd_shim_protos::api::Mount;
 use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -27,6 +28,8 @@ use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 use ttrpc::Code;
+
+use crate::sandbox::guest::ImageSource;
 
 /// Where images are kept.
 pub const CACHE_DIR: &str = "/var/lib/hull/images";
@@ -149,43 +152,50 @@ struct Layers {
     userxattr: bool,
 }
 
-/// Finds or makes the image of a container. `mount_point` is an empty directory of the container's
-/// own; nothing is mounted there that others could see.
-///
-/// # Errors
-/// [`RootfsError`]; nothing is left behind then.
-pub async fn prepare(
-    mounts: &[Mount],
-    root_path: &Path,
-    mount_point: &Path,
-    cache: &Path,
+/// The images of this node.
+#[derive(Debug)]
+pub struct ImageCache {
+    dir: PathBuf,
     limit: Duration,
-) -> Result<Image> {
-    let layers = layers(mounts, root_path)?;
-    std::fs::create_dir_all(cache).map_err(cache_error("make", cache))?;
-    if layers.mutable {
-        let file = build(&layers, mount_point, cache, limit).await?;
-        return reopen(&file, cache);
+}
+
+impl ImageCache {
+    /// The cache in `dir`; making an image may take as long as `limit`.
+    pub fn new(dir: PathBuf, limit: Duration) -> Self {
+        ImageCache { dir, limit }
     }
-    let path = cache.join(format!("{}.erofs", key(&layers)?));
-    if let Some(image) = open_cached(&path)? {
-        return Ok(image);
-    }
-    let begun = Instant::now();
-    let lock_path = path.with_extension("lock");
-    let lock = lock(&lock_path, limit).await?;
-    // Another shim may have made it while we waited for the lock.
-    let image = match open_cached(&path)? {
-        Some(image) => Ok(image),
-        None => {
-            let left = limit.saturating_sub(begun.elapsed());
-            publish(build(&layers, mount_point, cache, left).await, &path).await
+}
+
+#[async_trait]
+impl ImageSource for ImageCache {
+    async fn image(&self, mounts: &[Mount], root_path: &Path, mount_point: &Path) -> Result<Image> {
+        let (cache, limit) = (self.dir.as_path(), self.limit);
+        let layers = layers(mounts, root_path)?;
+        std::fs::create_dir_all(cache).map_err(cache_error("make", cache))?;
+        if layers.mutable {
+            let file = build(&layers, mount_point, cache, limit).await?;
+            return reopen(&file, cache);
         }
-    };
-    // Removed while locked: whoever waits for this inode finds the image in the next step.
-    let _ = std::fs::remove_file(&lock_path);
-    drop(lock);
-    image
+        let path = cache.join(format!("{}.erofs", key(&layers)?));
+        if let Some(image) = open_cached(&path)? {
+            return Ok(image);
+        }
+        let begun = Instant::now();
+        let lock_path = path.with_extension("lock");
+        let lock = lock(&lock_path, limit).await?;
+        // Another shim may have made it while we waited for the lock.
+        let image = match open_cached(&path)? {
+            Some(image) => Ok(image),
+            None => {
+                let left = limit.saturating_sub(begun.elapsed());
+                publish(build(&layers, mount_point, cache, left).await, &path).await
+            }
+        };
+        // Removed while locked: whoever waits for this inode finds the image in the next step.
+        let _ = std::fs::remove_file(&lock_path);
+        drop(lock);
+        image
+    }
 }
 
 fn cache_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError {

@@ -14,8 +14,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{FlockOperation, Mode};
 
@@ -129,12 +130,29 @@ fn launch(args: &Args, grpc: &str, handoff: &Handoff) -> Result<(), StartError> 
     let _ = std::fs::remove_file(&handoff.socket);
     let mut journal = Journal::open(dir).map_err(step("open its journal"))?;
     journal.write(&Entry::Socket { path: handoff.socket.clone() }).map_err(step("write its journal"))?;
-    let spawned = bind(&handoff.socket).and_then(|listener| spawn(args, grpc, handoff, listener));
-    if spawned.is_err() {
+    let launched = bind(&handoff.socket)
+        .and_then(|listener| spawn(args, grpc, handoff, listener))
+        .and_then(|child| settle(child, &mut journal));
+    if launched.is_err() {
         let _ = std::fs::remove_file(&handoff.socket);
         journal.close();
     }
-    spawned
+    launched
+}
+
+/// What must be so before containerd learns of the daemon; without it the daemon goes again.
+fn settle(mut child: Child, journal: &mut Journal) -> Result<(), StartError> {
+    let pid = i32::try_from(child.id()).unwrap_or_default();
+    let daemon = Entry::Daemon { pid, start: journal::start_time(pid).unwrap_or_default() };
+    let settled = journal
+        .write(&daemon)
+        .map_err(step("write its journal"))
+        .and_then(|()| adjust_oom_score(child.id()).map_err(step("set the daemon's OOM score")));
+    if settled.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    settled
 }
 
 fn bind(socket: &PathBuf) -> Result<UnixListener, StartError> {
@@ -144,14 +162,14 @@ fn bind(socket: &PathBuf) -> Result<UnixListener, StartError> {
     bound.map_err(step("bind its socket"))
 }
 
-fn spawn(args: &Args, grpc: &str, handoff: &Handoff, listener: UnixListener) -> Result<(), StartError> {
+fn spawn(args: &Args, grpc: &str, handoff: &Handoff, listener: UnixListener) -> Result<Child, StartError> {
     let exe = std::env::current_exe().map_err(step("find its own binary"))?;
     let mut command = Command::new(exe);
     command.args(["-namespace", &args.namespace, "-id", &args.id, "-address", grpc]);
     if handoff.debug {
         command.arg("-debug");
     }
-    let mut child = command
+    command
         .env(Handoff::VARIABLE, handoff.encode().map_err(step("hand over to the daemon"))?)
         // The listener travels as stdin: the one descriptor number that needs no unsafe code.
         .stdin(Stdio::from(OwnedFd::from(listener)))
@@ -159,13 +177,7 @@ fn spawn(args: &Args, grpc: &str, handoff: &Handoff, listener: UnixListener) -> 
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .map_err(step("start the daemon"))?;
-    if let Err(error) = adjust_oom_score(child.id()) {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(step("set the daemon's OOM score")(error));
-    }
-    Ok(())
+        .map_err(step("start the daemon"))
 }
 
 /// One above containerd's own score: under pressure the kernel should take a pod before containerd.
@@ -181,5 +193,3 @@ fn write_address(address: &str) -> io::Result<()> {
     std::fs::write(".address", address)?;
     std::fs::rename(".address", "address")
 }
-
-use std::os::unix::process::CommandExt as _;

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::guest::{BootPlan, Booter, Guest, died};
+use super::guest::{BootPlan, Booter, Guest, ImageSource, died};
 use super::ops::{self, Created, GuestStatus};
 use super::state::{self, Phase};
 use super::{Command, CreateTask, Status, Target};
@@ -40,6 +40,15 @@ pub struct PodIdentity {
     pub namespace: String,
     /// Our process id, which every task is reported with.
     pub shim_pid: u32,
+}
+
+/// By what means the pod gets what it needs.
+#[derive(Clone)]
+pub struct Means {
+    /// Machines.
+    pub booter: Arc<dyn Booter>,
+    /// Images.
+    pub images: Arc<dyn ImageSource>,
 }
 
 /// What arrives in the mailbox.
@@ -85,7 +94,7 @@ pub enum News {
 pub struct Actor {
     identity: PodIdentity,
     config: Arc<Config>,
-    booter: Arc<dyn Booter>,
+    means: Means,
     events: EventQueue,
     journal: Journal,
     /// Operations report here. Weak: when every handle is gone, the pod is over.
@@ -102,7 +111,7 @@ impl Actor {
     pub fn new(
         identity: PodIdentity,
         config: Arc<Config>,
-        booter: Arc<dyn Booter>,
+        means: Means,
         events: EventQueue,
         journal: Journal,
         mailbox: mpsc::WeakSender<Message>,
@@ -111,7 +120,7 @@ impl Actor {
         let guest = watch::Sender::new(GuestStatus::Booting);
         let containers = BTreeMap::new();
         let phase = Phase::New;
-        Actor { identity, config, booter, events, journal, mailbox, phase, guest, containers, deadline }
+        Actor { identity, config, means, events, journal, mailbox, phase, guest, containers, deadline }
     }
 
     /// Serves until the pod is over; returns the journal, whose last entries the daemon releases.
@@ -208,7 +217,7 @@ impl Actor {
         let size = super::size::machine_size(spec.limits, &self.config);
         info!(vcpus = size.vcpus, memory_mib = size.memory_mib, limits = ?spec.limits, "machine size");
         let hello = hello(&self.identity.group, spec);
-        let booter = self.booter.clone();
+        let booter = self.means.booter.clone();
         let boot = async move { booter.boot(BootPlan { size, hello }).await.map_err(Arc::new) };
         self.spawn(boot, Done::Booted);
     }

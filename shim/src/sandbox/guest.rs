@@ -1,9 +1,11 @@
 //! A running guest as the actor uses it: agent, machine, streams, and the news of its death.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use containerd_shim_protos::api::Mount;
 use hull_protocol::agent::HelloRequest;
 use tokio::sync::watch;
 
@@ -11,6 +13,7 @@ use super::size::Size;
 use super::vm::BootError;
 use crate::agent::{AgentError, AgentPort};
 use crate::error::{Error, Result};
+use crate::rootfs::{Image, RootfsError};
 use crate::streams::StreamBroker;
 
 /// An image's place on the layer disk.
@@ -47,6 +50,19 @@ pub struct BootPlan {
 pub trait Booter: Send + Sync + 'static {
     /// Starts a machine and waits for its agent. Called once at a time; on error nothing is left.
     async fn boot(&self, plan: BootPlan) -> std::result::Result<Guest, BootError>;
+}
+
+/// Makes images of root file systems; `rootfs.rs` implements it with a cache on disk.
+#[async_trait]
+pub trait ImageSource: Send + Sync + 'static {
+    /// The image of these mounts, or of the absolute path `root_path` if there are none. `mount_point`
+    /// is an empty directory of the container's own. On error nothing is left.
+    async fn image(
+        &self,
+        mounts: &[Mount],
+        root_path: &Path,
+        mount_point: &Path,
+    ) -> std::result::Result<Image, RootfsError>;
 }
 
 /// A running guest. Clones are the same guest.

@@ -27,7 +27,7 @@ pub mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use actor::PodIdentity;
+pub use actor::{Means, PodIdentity};
 
 /// Requests that may wait in the mailbox: more than containerd ever has under way.
 const MAILBOX_LENGTH: usize = 256;
@@ -128,14 +128,14 @@ impl Pod {
     pub fn start(
         identity: PodIdentity,
         config: std::sync::Arc<crate::config::Config>,
-        booter: std::sync::Arc<dyn guest::Booter>,
+        means: Means,
         events: crate::events::EventQueue,
         journal: Journal,
     ) -> (Self, oneshot::Receiver<Journal>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX_LENGTH);
         let shim_pid = identity.shim_pid;
         let (over, is_over) = oneshot::channel();
-        let actor = actor::Actor::new(identity, config, booter, events, journal, mailbox.downgrade());
+        let actor = actor::Actor::new(identity, config, means, events, journal, mailbox.downgrade());
         tokio::spawn(async move {
             // A receiver that is gone means that the process is ending anyway.
             let _ = over.send(actor.run(receiver).await);

@@ -1,6 +1,6 @@
 //! What takes time: each function is one operation, spawned by the actor, with no access to its records.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,10 @@ use protobuf::MessageField;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::guest::{Guest, ImageSlot};
+use super::guest::{Guest, ImageSlot, ImageSource};
 use super::{ExecTask, Target};
-use crate::config::Timeouts;
 use crate::error::{Error, Result};
 use crate::io::{Owner, ProcessIo, StdioPaths};
-use crate::rootfs;
 use crate::sandbox::vm::BootError;
 use crate::spec::ContainerSpec;
 
@@ -30,7 +28,6 @@ pub enum GuestStatus {
 }
 
 /// Everything that a Create needs.
-#[derive(Debug)]
 pub struct CreateContainer {
     /// Its id.
     pub id: String,
@@ -46,8 +43,8 @@ pub struct CreateContainer {
     pub stdio: StdioPaths,
     /// The machine.
     pub guest: watch::Receiver<GuestStatus>,
-    /// How long things may take.
-    pub timeouts: Timeouts,
+    /// Where images come from.
+    pub images: Arc<dyn ImageSource>,
 }
 
 /// What a Create has made.
@@ -64,9 +61,7 @@ pub async fn create_container(mut task: CreateContainer) -> Result<Created> {
     let begun = Instant::now();
     let mount_point = task.bundle.join("rootfs");
     let image = async {
-        let cache = Path::new(rootfs::CACHE_DIR);
-        let limit = task.timeouts.image();
-        let image = rootfs::prepare(&task.rootfs, &task.spec.root_path, &mount_point, cache, limit).await?;
+        let image = task.images.image(&task.rootfs, &task.spec.root_path, &mount_point).await?;
         Ok::<_, Error>((image, begun.elapsed()))
     };
     let guest = async { ready_guest(&mut task.guest).await.map(|guest| (guest, begun.elapsed())) };

@@ -130,7 +130,7 @@ impl Actor {
             rootfs: task.rootfs.clone(),
             stdio: task.stdio.clone(),
             guest: self.guest.subscribe(),
-            timeouts: self.config.timeouts,
+            images: self.means.images.clone(),
         })
     }
 
