@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use vm_memory::VolatileSlice;
 
 use super::chain::total;
-use super::limits::SOCKET_BUFFER_BYTES;
+use super::limits::HOST_BUFFER_BYTES;
 use crate::sys::volatile_socket::{self, MAX_SLICES};
 
 /// Makes the two ends of a connection, both non-blocking.
@@ -20,9 +20,7 @@ use crate::sys::volatile_socket::{self, MAX_SLICES};
 pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    for end in [&ours, &theirs] {
-        rustix::net::sockopt::set_socket_send_buffer_size(end, SOCKET_BUFFER_BYTES)?;
-    }
+    rustix::net::sockopt::set_socket_send_buffer_size(&theirs, HOST_BUFFER_BYTES)?;
     Ok((ours.into(), theirs.into()))
 }
 
@@ -58,9 +56,13 @@ pub struct HostEnd {
 
 impl HostEnd {
     /// Takes the device's end of a pair; at most `window` bytes will be parked at one time.
-    pub fn new(socket: UnixStream, window: u32) -> Self {
+    ///
+    /// # Errors
+    /// When the socket cannot be sized, which is no socket's normal state.
+    pub fn new(socket: UnixStream, window: u32) -> io::Result<Self> {
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, window as usize)?;
         let parked = Parked::new(window as usize);
-        Self { socket, parked, readable: false, ended: false, finished: false, refusing: false }
+        Ok(Self { socket, parked, readable: false, ended: false, finished: false, refusing: false })
     }
 
     /// For epoll.

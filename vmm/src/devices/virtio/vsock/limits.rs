@@ -34,11 +34,12 @@ pub const ACCEPT_BACKLOG: usize = 128;
 /// Host's connections that wait for the guest to bring the device up.
 pub const MAX_PENDING_CONNECTS: usize = 64;
 
-/// What each socket of a pair queues in the kernel (SO_SNDBUF; the kernel doubles it for its
-/// bookkeeping and holds it to `wmem_max`). With a whole window in it, a reader that is scheduled
-/// late stalls nothing, and the common case parks no byte in the device. Unix sockets charge the
-/// sender only, so SO_RCVBUF would change nothing and is left alone.
-pub const SOCKET_BUFFER_BYTES: usize = 256 << 10;
+/// What the host's end of a pair queues in the kernel (SO_SNDBUF; the kernel doubles it for its
+/// bookkeeping and holds it to `wmem_max`): a turn's worth several times, so that a writer that is
+/// scheduled late stalls nothing. The device's end queues a window: the common case then parks no
+/// byte in the device, and what the guest can make the kernel hold is bounded as the windows are.
+/// Unix sockets charge the sender only, so SO_RCVBUF would change nothing and is left alone.
+pub const HOST_BUFFER_BYTES: usize = 256 << 10;
 
 /// Bytes that one connection sends before the next one's turn: one large packet's worth.
 pub const TURN_BYTES: u32 = MAX_PACKET_BYTES;

@@ -9,9 +9,9 @@ use crate::devices::virtio::Counter;
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// One more.
-    pub fn increment(&self) {
-        self.add(1);
+    /// One more. Returns how many there were before.
+    pub fn increment(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
     }
 
     /// `amount` more.
@@ -71,6 +71,8 @@ counters! {
     wakeups,
     /// Interrupts raised.
     interrupts,
+    /// Times that the guest broke a ring.
+    broken_rings,
     /// Rounds that ended for want of receive buffers.
     receive_starvations,
 }

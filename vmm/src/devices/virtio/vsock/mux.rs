@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::chain::{total, truncate};
 use super::connection::{Connection, Phase, Ports, Verdict, Violation};
 use super::host_end::{self, Deaf, Filled, HostEnd};
-use super::limits::{FIRST_HOST_PORT, MAX_REFUSALS, TURN_BUFFERS, TURN_BYTES};
+use super::limits::{FIRST_HOST_PORT, MAX_CONNECTIONS, MAX_REFUSALS, TURN_BUFFERS, TURN_BYTES};
 use super::metrics::Counters;
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::shared::{Connect, Shared};
@@ -60,7 +60,6 @@ pub struct Mux {
     turns: VecDeque<Token>,
     refusals: VecDeque<Header>,
     next_host_port: u32,
-    warned: bool,
 }
 
 impl Mux {
@@ -74,7 +73,6 @@ impl Mux {
             turns: VecDeque::new(),
             refusals: VecDeque::new(),
             next_host_port: FIRST_HOST_PORT,
-            warned: false,
         }
     }
 
@@ -165,7 +163,7 @@ impl Mux {
         let window = self.table.next_window().ok_or(Refused::Limit)?;
         let (ours, theirs) = host_end::pair()?;
         let connection = Connection::accepted(ports, window, request);
-        let token = self.insert(connection, HostEnd::new(ours, window))?;
+        let token = self.insert(connection, HostEnd::new(ours, window)?)?;
         place.send(theirs);
         Ok(token)
     }
@@ -212,7 +210,7 @@ impl Mux {
     fn request(&mut self, connect: Connect) -> Result<Token, Refused> {
         let window = self.table.next_window().ok_or(Refused::Limit)?;
         let ports = self.free_ports(connect.guest_port);
-        let host = HostEnd::new(connect.socket, window);
+        let host = HostEnd::new(connect.socket, window)?;
         Ok(self.insert(Connection::requesting(ports, window), host)?)
     }
 
@@ -346,10 +344,8 @@ impl Mux {
         }
         let readable = link.host.is_readable();
         let data = readable && link.connection.sendable() > 0;
-        if !link.queued && (data || link.connection.has_control(parked, readable)) {
-            link.queued = true;
-            self.turns.push_back(token);
-        }
+        let wants_turn = !link.queued && (data || link.connection.has_control(parked, readable));
+        link.queued |= wants_turn;
         let watch = parked > 0;
         if link.watched != watch {
             link.watched = watch;
@@ -358,6 +354,17 @@ impl Mux {
                 self.remove(token); // without events it would hang for ever
             }
         }
+        if wants_turn {
+            self.queue(token);
+        }
+    }
+
+    fn queue(&mut self, token: Token) {
+        if self.turns.len() >= 2 * MAX_CONNECTIONS {
+            // A guest that opens and drops connections without taking a packet leaves these.
+            self.turns.retain(|token| self.table.get(*token).is_some());
+        }
+        self.turns.push_back(token);
     }
 
     fn remove(&mut self, token: Token) -> Option<Link> {
@@ -367,9 +374,8 @@ impl Mux {
     }
 
     fn over_limit(&mut self, reason: &Refused) {
-        self.counters.connections_over_limit.increment();
-        if !self.warned {
-            self.warned = true; // once per activation: the guest decides how often it happens
+        if self.counters.connections_over_limit.increment() == 0 {
+            // Once: the guest decides how often it happens.
             warn!(%reason, connections = self.table.len(), "vsock connections are being refused");
         }
     }

@@ -160,7 +160,8 @@ mod tests {
     fn add(table: &mut Table, guest: u32) -> (Token, u32, UnixStream) {
         let window = table.next_window().unwrap();
         let (ours, theirs) = host_end::pair().unwrap();
-        let token = table.insert(Connection::requesting(ports(guest), window), HostEnd::new(ours, window));
+        let token =
+            table.insert(Connection::requesting(ports(guest), window), HostEnd::new(ours, window).unwrap());
         (token, window, theirs)
     }
 

@@ -136,10 +136,13 @@ impl Worker {
             match self.round() {
                 Ok(more) => busy = more,
                 Err(error) => {
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "vsock stands still until the guest resets it"
-                    );
+                    if self.counters.broken_rings.increment() == 0 {
+                        // Once: the guest decides how often it happens.
+                        warn!(
+                            error = &error as &dyn std::error::Error,
+                            "vsock stands still until the guest resets it"
+                        );
+                    }
                     self.mux.clear();
                     self.state.held = 0;
                     broken = true;

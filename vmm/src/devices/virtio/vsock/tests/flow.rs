@@ -3,7 +3,7 @@
 use std::thread;
 
 use super::super::limits::{ACCEPT_BACKLOG, FIRST_HOST_PORT, TURN_BYTES, WINDOW_LARGE};
-use super::super::packet::Op;
+use super::super::packet::{Op, SHUTDOWN_SEND};
 use super::*;
 
 const BULK: usize = 64 << 20;
@@ -42,6 +42,25 @@ fn the_host_connects_and_may_write_before_the_guest_accepts() {
     let mut text = [0; 6];
     stream.read_exact(&mut text).unwrap();
     assert_eq!(&text, b"answer");
+}
+
+#[test]
+fn the_host_may_even_have_finished_before_the_guest_accepts() {
+    let mut guest = Guest::new(Setup { offered: 0, ..Setup::default() });
+    guest.listening = vec![2222];
+    let stream = blocking(guest.vsock.connect(2222).unwrap());
+    (&stream).write_all(b"all of it").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    guest.until("the request", |guest| guest.counter("connections_requested") == 1);
+    guest.idle(Duration::from_millis(20));
+    guest.offer_numbered(0);
+    let key = (2222, FIRST_HOST_PORT);
+    guest.until("the end", |guest| {
+        guest.sockets.get(&key).is_some_and(|socket| socket.shutdown == SHUTDOWN_SEND)
+    });
+    assert_eq!(guest.read(2222, FIRST_HOST_PORT, 100), b"all of it");
+    guest.send_all(2222, FIRST_HOST_PORT, b"thanks");
+    (&stream).read_exact(&mut [0; 6]).unwrap();
 }
 
 #[test]

@@ -200,6 +200,7 @@ fn a_broken_ring_ends_all_connections_until_the_reset() {
         assert_eq!((&own).read(&mut [0]).unwrap(), 0, "{name}");
         let later = blocking(guest.vsock.connect(1).unwrap());
         assert_eq!((&later).read(&mut [0]).unwrap(), 0, "{name}: requests after the break");
+        assert_eq!(guest.counter("broken_rings"), 1, "{name}");
         let mut guest = guest.reboot();
         assert!(!guest.connect(6000, 1), "{name}: works again");
     }

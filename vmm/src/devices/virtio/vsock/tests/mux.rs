@@ -137,6 +137,20 @@ fn host_ports_go_up_and_start_again_before_any_port() {
     assert_eq!(ports, expected, "a port that is taken is passed over");
 }
 
+/// A guest that opens and drops connections without taking a single packet.
+#[test]
+fn connections_that_come_and_go_leave_nothing_behind() {
+    let mut fixture = Fixture::new();
+    let mut listener = fixture.vsock.listen(1025).unwrap();
+    for _ in 0..5 * MAX_CONNECTIONS {
+        fixture.send(Op::Request, 1, 0);
+        fixture.send(Op::Reset, 1, 0);
+        listener.try_recv().unwrap();
+        assert!(fixture.mux.turns.len() <= 2 * MAX_CONNECTIONS);
+    }
+    assert_eq!((fixture.mux.table.len(), fixture.mux.next_job()), (0, None));
+}
+
 #[test]
 fn bursts_grow_with_bulk_and_shrink_with_small_talk() {
     let mut fixture = Fixture::new();
