@@ -26,7 +26,9 @@ pub(crate) fn get(top: &Path, version: Option<&str>) -> Result<Containerd> {
     let bin = match version {
         "1.6" => debian()?,
         "2.3" => built(top)?,
-        other => bail!("There is no containerd {other} for the node: choose one of {}", versions().join(", ")),
+        other => {
+            bail!("There is no containerd {other} for the node: choose one of {}", versions().join(", "))
+        }
     };
     Ok(Containerd { version: version.to_owned(), bin })
 }
@@ -48,7 +50,9 @@ fn debian() -> Result<PathBuf> {
                 fs::remove_file(&path).context("Removing a package")?;
             }
         }
-        for program in ["usr/bin/containerd", "usr/bin/ctr", "usr/bin/containerd-shim-runc-v2", "usr/sbin/runc"] {
+        for program in
+            ["usr/bin/containerd", "usr/bin/ctr", "usr/bin/containerd-shim-runc-v2", "usr/sbin/runc"]
+        {
             let name = program.rsplit('/').next().unwrap_or(program);
             fs::rename(work.join("root").join(program), bin.join(name))
                 .with_context(|| format!("Debian's packages have no {program}"))?;

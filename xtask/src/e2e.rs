@@ -29,7 +29,14 @@ pub(crate) fn suites(
     runtime: Option<&str>,
     filters: &[String],
 ) -> Result<u8> {
-    run_program(Command::new("cargo").current_dir(top).args(["build", "-q", "-p", "hull-tests", "--bin", "hull-e2e"]))?;
+    run_program(Command::new("cargo").current_dir(top).args([
+        "build",
+        "-q",
+        "-p",
+        "hull-tests",
+        "--bin",
+        "hull-e2e",
+    ]))?;
     let mut command = "target/debug/hull-e2e --results $HULL_SHARE/e2e.json".to_owned();
     if let Some(runtime) = runtime {
         command.push_str(&format!(" --runtime '{runtime}'"));

@@ -16,14 +16,36 @@ use crate::progress::{run, say};
 /// Debian packages, by what needs them.
 const PACKAGES: [&str; 27] = [
     // guest kernel
-    "bc", "bison", "cpio", "dwarves", "flex", "kmod", "libelf-dev", "libssl-dev", "linux-source-6.12", "lz4",
-    "make", "xz-utils", "zstd",
+    "bc",
+    "bison",
+    "cpio",
+    "dwarves",
+    "flex",
+    "kmod",
+    "libelf-dev",
+    "libssl-dev",
+    "linux-source-6.12",
+    "lz4",
+    "make",
+    "xz-utils",
+    "zstd",
     // root image and Rust binaries
-    "erofs-utils", "gcc", "libseccomp-dev", "pkg-config",
+    "erofs-utils",
+    "gcc",
+    "libseccomp-dev",
+    "pkg-config",
     // the node
-    "busybox-static", "e2fsprogs", "linux-image-amd64", "qemu-system-x86", "util-linux", "iproute2", "python3",
+    "busybox-static",
+    "e2fsprogs",
+    "linux-image-amd64",
+    "qemu-system-x86",
+    "util-linux",
+    "iproute2",
+    "python3",
     // test images
-    "attr", "debootstrap", "ca-certificates",
+    "attr",
+    "debootstrap",
+    "ca-certificates",
 ];
 
 pub(crate) fn run_all(top: &Path) -> Result<()> {

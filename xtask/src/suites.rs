@@ -80,7 +80,12 @@ fn with_kvm(top: &Path) -> Result<()> {
 
 /// Builds them and gives their paths.
 fn kvm_programs(top: &Path) -> Result<Vec<String>> {
-    let json = output(Command::new("cargo").current_dir(top).args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let json = output(Command::new("cargo").current_dir(top).args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+    ]))?;
     let metadata: Value = serde_json::from_str(&json).context("cargo metadata is not JSON")?;
     let mut programs = Vec::new();
     for package in metadata.get("packages").and_then(Value::as_array).into_iter().flatten() {

@@ -47,7 +47,9 @@ impl Bench {
             fs::create_dir_all(tree.join(name)).context("Making the guest's root")?;
         }
         let put = |from: &Path, to: PathBuf| {
-            fs::copy(from, &to).map(drop).with_context(|| format!("Copying {} to {}", from.display(), to.display()))
+            fs::copy(from, &to)
+                .map(drop)
+                .with_context(|| format!("Copying {} to {}", from.display(), to.display()))
         };
         put(&setup.init, tree.join("agent"))?;
         put(&setup.init, tree.join("init"))?;
@@ -64,8 +66,10 @@ impl Bench {
 
     /// VMM start to guest userspace.
     pub(crate) fn boot(&self, report: &mut Report) -> Result<()> {
-        let runs = self.in_turn(&|| self.hull(false), &|| self.qemu("q35,usb=off,sata=off,smbus=off", false))?;
-        let times = |seen: &[Seen]| -> Vec<f64> { seen.iter().filter_map(|seen| seen.hello_seconds).collect() };
+        let runs =
+            self.in_turn(&|| self.hull(false), &|| self.qemu("q35,usb=off,sata=off,smbus=off", false))?;
+        let times =
+            |seen: &[Seen]| -> Vec<f64> { seen.iter().filter_map(|seen| seen.hello_seconds).collect() };
         let exits = |seen: &[Seen]| -> Vec<f64> { seen.iter().map(|seen| seen.exits as f64).collect() };
         report.compare(
             "VMM start to guest userspace",
@@ -80,8 +84,10 @@ impl Bench {
 
     /// Reads of the layer disk.
     pub(crate) fn disk(&self, report: &mut Report) -> Result<()> {
-        let runs = self.in_turn(&|| self.hull(true), &|| self.qemu("microvm,rtc=off,pit=off,pic=off", true))?;
-        let rates = |seen: &[Seen], pick: fn(&Seen) -> Option<f64>| seen.iter().filter_map(pick).collect::<Vec<_>>();
+        let runs =
+            self.in_turn(&|| self.hull(true), &|| self.qemu("microvm,rtc=off,pit=off,pic=off", true))?;
+        let rates =
+            |seen: &[Seen], pick: fn(&Seen) -> Option<f64>| seen.iter().filter_map(pick).collect::<Vec<_>>();
         for (name, pick) in [
             ("layer disk, sequential 1 MiB reads", (|seen| seen.sequential) as fn(&Seen) -> Option<f64>),
             ("layer disk, random 4 KiB reads", |seen| seen.random),
@@ -119,7 +125,15 @@ impl Bench {
     fn qemu(&self, machine: &str, disk: bool) -> Result<Seen> {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", "256"]);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(self.directory.join("initrd"));
         command.args(["-append", KERNEL_ARGUMENTS]);
         if disk {

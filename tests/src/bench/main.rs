@@ -54,7 +54,8 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let setup = setup(std::env::args().skip(1))?;
     let mut report = Report::default();
-    let wants = |section: &str| setup.sections.is_empty() || setup.sections.iter().any(|name| name == section);
+    let wants =
+        |section: &str| setup.sections.is_empty() || setup.sections.iter().any(|name| name == section);
     if wants("pods") {
         pods::measure(&mut report).context("Measuring containers")?;
     }

@@ -46,7 +46,13 @@ impl std::fmt::Display for Spread {
 
 /// Four significant digits, without an exponent.
 pub(crate) fn short(value: f64) -> String {
-    let digits = if value.abs() >= 1000.0 { 0 } else if value.abs() >= 10.0 { 1 } else { 3 };
+    let digits = if value.abs() >= 1000.0 {
+        0
+    } else if value.abs() >= 10.0 {
+        1
+    } else {
+        3
+    };
     format!("{value:.digits$}")
 }
 
@@ -63,6 +69,9 @@ mod tests {
 
     #[test]
     fn figures_are_short() {
-        assert_eq!((short(12345.6), short(12.34), short(0.12345)), ("12346".into(), "12.3".into(), "0.123".into()));
+        assert_eq!(
+            (short(12345.6), short(12.34), short(0.12345)),
+            ("12346".into(), "12.3".into(), "0.123".into())
+        );
     }
 }

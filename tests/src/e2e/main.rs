@@ -20,6 +20,7 @@ mod events;
 mod leaks;
 mod pod;
 mod runner;
+mod shim;
 mod terminal;
 mod topics;
 

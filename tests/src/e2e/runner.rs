@@ -27,7 +27,8 @@ struct Report {
 /// Runs what the filters and the runtime select; gives whether all of it passed.
 pub(crate) fn run(tests: &[Test], runtime: &str, filters: &[String], results: Option<&str>) -> Result<bool> {
     let ctr_2 = ctr(&["version"])?.ok().context("containerd is not there")?.text().contains("v2.");
-    let wanted = |test: &&Test| filters.is_empty() || filters.iter().any(|part| test.name.contains(part.as_str()));
+    let wanted =
+        |test: &&Test| filters.is_empty() || filters.iter().any(|part| test.name.contains(part.as_str()));
     let possible = |test: &&Test| match test.needs {
         Needs::Nothing => true,
         Needs::Hull => runtime == HULL,

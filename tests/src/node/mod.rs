@@ -184,8 +184,10 @@ fn write_run_files(config: &NodeConfig, directory: &Path) -> Result<()> {
         env.push(("HULL_CONTAINERD_BIN".to_owned(), containerd.bin.display().to_string()));
     }
     env.extend(config.env.iter().cloned());
-    let lines: String =
-        env.iter().map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''"))).collect();
+    let lines: String = env
+        .iter()
+        .map(|(name, value)| format!("export {name}='{}'\n", value.replace('\'', "'\\''")))
+        .collect();
     let put = |name: &str, text: &str| {
         let path = directory.join(name);
         fs::write(&path, text).with_context(|| format!("Writing {}", path.display()))

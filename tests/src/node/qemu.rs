@@ -55,9 +55,14 @@ pub(super) fn command(config: &NodeConfig, files: &BootFiles, run: &Path) -> Com
     qemu.args(["-machine", "q35", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     match accelerator {
         Accelerator::Kvm => qemu.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
-        Accelerator::Tcg => {
-            qemu.args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "EPYC-Milan,+svm,+npt", "-smp", "1"])
-        }
+        Accelerator::Tcg => qemu.args([
+            "-accel",
+            "tcg,thread=multi,tb-size=1024",
+            "-cpu",
+            "EPYC-Milan,+svm,+npt",
+            "-smp",
+            "1",
+        ]),
     };
     if config.clock == Clock::Counted {
         qemu.args(["-icount", "shift=0,sleep=on"]);
@@ -77,7 +82,10 @@ pub(super) fn command(config: &NodeConfig, files: &BootFiles, run: &Path) -> Com
         // when QEMU ends.
         let snapshot = if disk.keep_writes { "off" } else { "on" };
         let image = disk.image.display();
-        qemu.args(["-drive", &format!("if=none,id=state,format=raw,cache=unsafe,snapshot={snapshot},file={image}")]);
+        qemu.args([
+            "-drive",
+            &format!("if=none,id=state,format=raw,cache=unsafe,snapshot={snapshot},file={image}"),
+        ]);
         qemu.args(["-device", "virtio-blk-pci,drive=state,serial=state"]);
     }
     // QEMU's warnings (features that the emulated CPU lacks) belong with the console log, not in our output.

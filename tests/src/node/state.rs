@@ -48,7 +48,8 @@ fn make(top: &Path, containerd: &Containerd, archives: &[PathBuf], prime: &str, 
     fs::create_dir_all(tree.join("bin")).context("Making the state disk's tree")?;
     for program in PROGRAMS {
         let from = containerd.bin.join(program);
-        fs::copy(&from, tree.join("bin").join(program)).with_context(|| format!("Copying {}", from.display()))?;
+        fs::copy(&from, tree.join("bin").join(program))
+            .with_context(|| format!("Copying {}", from.display()))?;
     }
     let image = work.join("containerd.ext4");
     fs::File::create(&image)

@@ -21,11 +21,16 @@ const ALLOWED: [(&str, &[&str]); 7] = [
 
 /// Gives a line for each import that the table doesn't allow.
 pub(super) fn check(top: &Path) -> Result<Vec<String>> {
-    let json = output(
-        Command::new("cargo").current_dir(top).args(["metadata", "--format-version", "1", "--no-deps", "--locked"]),
-    )?;
+    let json = output(Command::new("cargo").current_dir(top).args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+        "--locked",
+    ]))?;
     let metadata: Value = serde_json::from_str(&json).context("cargo metadata is not JSON")?;
-    let packages = metadata.get("packages").and_then(Value::as_array).context("cargo metadata has no packages")?;
+    let packages =
+        metadata.get("packages").and_then(Value::as_array).context("cargo metadata has no packages")?;
     Ok(complaints(packages))
 }
 

@@ -51,9 +51,9 @@ pub(super) fn unsafe_outside_rooms(top: &Path, files: &[String]) -> Result<Vec<S
 }
 
 fn in_unsafe_room(file: &str) -> bool {
-    UNSAFE_ROOMS.iter().any(|room| {
-        file.strip_prefix(room).is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
-    })
+    UNSAFE_ROOMS
+        .iter()
+        .any(|room| file.strip_prefix(room).is_some_and(|rest| rest.starts_with('/') || rest == ".rs"))
 }
 
 /// A line with the keyword in code, or that allows it. Built from parts, so that this file passes its own check.
@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn paths_are_told_from_other_quoted_words() {
-        let text = "See `vmm/src/lib.rs` and `cargo xtask node`, `/dev/kvm`, `etc/hull/config.toml`, `a/*.rs`.\n";
+        let text =
+            "See `vmm/src/lib.rs` and `cargo xtask node`, `/dev/kvm`, `etc/hull/config.toml`, `a/*.rs`.\n";
         assert_eq!(quoted_paths(text), ["vmm/src/lib.rs"]);
     }
 

@@ -15,9 +15,15 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// It sees the container's files and processes, and init goes on.
 fn while_running(context: &Context) -> Result<()> {
-    let run = context.run(BUSYBOX, "pod").sh("echo from init >/tmp/file; trap 'exit 5' TERM; while :; do sleep 0.2; done");
+    let run = context
+        .run(BUSYBOX, "pod")
+        .sh("echo from init >/tmp/file; trap 'exit 5' TERM; while :; do sleep 0.2; done");
     let pod = run.detach()?;
-    expect("a file of init's", pod.says("while ! [ -s /tmp/file ]; do sleep 0.1; done; cat /tmp/file")?.as_str(), "from init")?;
+    expect(
+        "a file of init's",
+        pod.says("while ! [ -s /tmp/file ]; do sleep 0.1; done; cat /tmp/file")?.as_str(),
+        "from init",
+    )?;
     expect("init's name", pod.says("tr '\\0' ' ' </proc/1/cmdline | cut -c1-5")?.as_str(), "sh -c")?;
     pod.says("echo from exec >/tmp/file")?;
     expect("a file of another exec's", pod.says("cat /tmp/file")?.as_str(), "from exec")?;

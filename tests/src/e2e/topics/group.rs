@@ -32,7 +32,11 @@ fn shared_and_not_shared(context: &Context) -> Result<()> {
     let one = member(context, &leader, "one")?;
     let two = member(context, &leader, "two")?;
     expect("shims", &shims()?, &1)?;
-    expect("one machine", &one.says("cat /proc/sys/kernel/random/boot_id")?, &two.says("cat /proc/sys/kernel/random/boot_id")?)?;
+    expect(
+        "one machine",
+        &one.says("cat /proc/sys/kernel/random/boot_id")?,
+        &two.says("cat /proc/sys/kernel/random/boot_id")?,
+    )?;
     for namespace in ["net", "ipc"] {
         let link = format!("readlink /proc/self/ns/{namespace}");
         expect(namespace, &one.says(&link)?, &two.says(&link)?)?;
@@ -48,7 +52,8 @@ fn shared_and_not_shared(context: &Context) -> Result<()> {
     one.says("echo private >/tmp/x")?;
     two.sh("cat /tmp/x")?.refused("No such file")?;
     one.says("(echo over the network | nc -l -p 4321 >/dev/null 2>&1 &)")?;
-    let heard = two.says("for i in $(seq 50); do nc 127.0.0.1 4321 </dev/null && exit; sleep 0.1; done; exit 1")?;
+    let heard =
+        two.says("for i in $(seq 50); do nc 127.0.0.1 4321 </dev/null && exit; sleep 0.1; done; exit 1")?;
     expect("loopback is the pod's", heard.as_str(), "over the network")?;
     two.remove()?;
     expect("the first goes on", one.says("echo alive")?.as_str(), "alive")?;
@@ -61,7 +66,8 @@ fn members_come_and_go(context: &Context) -> Result<()> {
     for number in 0..3 {
         let suffix = format!("member{number}");
         let annotation = format!("io.containerd.runc.v2.group={leader}");
-        let run = context.run(BUSYBOX, &suffix).flags(&["--annotation", &annotation]).sh("echo member; exit 6");
+        let run =
+            context.run(BUSYBOX, &suffix).flags(&["--annotation", &annotation]).sh("echo member; exit 6");
         expect("output", run.output()?.ended(6)?.text().as_str(), "member")?;
     }
     expect("shims", &shims()?, &1)?;
@@ -77,7 +83,8 @@ fn kubernetes_annotation(context: &Context) -> Result<()> {
     let one = context.run(BUSYBOX, "one").flags(&["--annotation", &sandbox[0], "--annotation", &sandbox[1]]);
     let one = one.words(&["sleep", "600"]).detach()?;
     let container = flags("container");
-    let two = context.run(BUSYBOX, "two").flags(&["--annotation", &container[0], "--annotation", &container[1]]);
+    let two =
+        context.run(BUSYBOX, "two").flags(&["--annotation", &container[0], "--annotation", &container[1]]);
     let two = two.words(&["sleep", "600"]).detach()?;
     expect("shims", &shims()?, &1)?;
     two.kill("KILL", &[])?.ok()?;

@@ -22,7 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 fn separate_streams(context: &Context) -> Result<()> {
-    let output = context.run(BUSYBOX, "run").sh("echo one; echo two >&2; printf three; printf four >&2").output()?;
+    let output =
+        context.run(BUSYBOX, "run").sh("echo one; echo two >&2; printf three; printf four >&2").output()?;
     expect("stdout", String::from_utf8_lossy(&output.stdout).as_ref(), "one\nthree")?;
     expect("stderr", output.ok()?.stderr.as_str(), "two\nfour")
 }
@@ -31,7 +32,8 @@ fn stdin_to_its_end(context: &Context) -> Result<()> {
     let run = context.run(BUSYBOX, "some").sh("echo ready; read line; echo \"<$line>\"; cat; echo end");
     let output = with_input(run.attached(), b"first\nsecond\nthird")?.ok()?;
     expect("echoed", String::from_utf8_lossy(&output.stdout).as_ref(), "<first>\nsecond\nthirdend\n")?;
-    let output = with_input(context.run(BUSYBOX, "none").sh("echo ready; cat; echo end").attached(), b"")?.ok()?;
+    let output =
+        with_input(context.run(BUSYBOX, "none").sh("echo ready; cat; echo end").attached(), b"")?.ok()?;
     expect("from an empty stdin", output.text().as_str(), "end")
 }
 

@@ -44,7 +44,9 @@ fn detached(context: &Context) -> Result<()> {
         bail!("The task's process {pid} does not exist on the node");
     }
     expect_part("its processes", &ctr(&["task", "ps", &pod.id])?.ok()?.text(), &pid.to_string())?;
-    ctr(&["task", "delete", &pod.id])?.refused("must be stopped").or_else(|_| ctr(&["task", "delete", &pod.id])?.refused("precondition"))?;
+    ctr(&["task", "delete", &pod.id])?
+        .refused("must be stopped")
+        .or_else(|_| ctr(&["task", "delete", &pod.id])?.refused("precondition"))?;
     pod.kill("KILL", &[])?.ok()?;
     pod.wait_status("STOPPED")?;
     expect_killed(&ctr(&["task", "delete", &pod.id])?)?;

@@ -76,7 +76,8 @@ fn usage_us(id: &str) -> Result<u64> {
 /// The first field of this name in the task's metrics: cgroup v2's, as JSON with numbers.
 fn metric(id: &str, name: &str) -> Result<u64> {
     let json = ctr(&["task", "metrics", "--format", "json", id])?.ok()?.text();
-    let value: serde_json::Value = serde_json::from_str(&json).with_context(|| format!("Metrics: {json:?}"))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&json).with_context(|| format!("Metrics: {json:?}"))?;
     find(&value, name).with_context(|| format!("No {name} in the metrics {json}"))
 }
 

@@ -1,7 +1,10 @@
 //! The tests, one file a topic. The order here is the order in which they run: simple things first.
 
+mod bad_input;
+mod direct;
 mod exec;
 mod exit_codes;
+mod faults;
 mod group;
 mod io;
 mod lifecycle;
@@ -30,6 +33,9 @@ pub(crate) fn all() -> Vec<Test> {
         rootfs::TESTS,
         group::TESTS,
         redis::TESTS,
+        direct::TESTS,
+        bad_input::TESTS,
+        faults::TESTS,
     ]
     .concat()
 }

@@ -13,7 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("pause::killed_while_paused", killed_while_paused),
 ];
 
-const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done";
+const COUNT: &str =
+    "i=0; while :; do i=$((i+1)); echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count; sleep 0.1; done";
 
 fn stands_still(context: &Context) -> Result<()> {
     let events = Events::subscribe()?;

@@ -19,7 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Words that shells and serialisers like to change.
-const WORDS: [&str; 8] = ["plain", "two words", "", "quote'\"", "back\\slash $HOME `x`", "new\nline", "ü€𝄞", "--flag"];
+const WORDS: [&str; 8] =
+    ["plain", "two words", "", "quote'\"", "back\\slash $HOME `x`", "new\nline", "ü€𝄞", "--flag"];
 
 fn arguments(context: &Context) -> Result<()> {
     let mut words = vec!["printf", "<%s>"];
@@ -29,14 +30,17 @@ fn arguments(context: &Context) -> Result<()> {
     let output = context.run(BUSYBOX, "run").words(&words).output()?.ok()?;
     expect("arguments of init", String::from_utf8_lossy(&output.stdout).as_ref(), &wanted)?;
     let long = "x".repeat(100_000);
-    let output = context.run(BUSYBOX, "long").words(&["sh", "-c", "echo ${#1}", "sh", &long]).output()?.ok()?;
+    let output =
+        context.run(BUSYBOX, "long").words(&["sh", "-c", "echo ${#1}", "sh", &long]).output()?.ok()?;
     expect("length of a long argument", output.text().as_str(), "100000")
 }
 
 fn environment(context: &Context) -> Result<()> {
     let run = context.run(BUSYBOX, "run").flags(&["--env", "ONE=1", "--env", "TWO=a b=c", "--env", "EMPTY="]);
     let text = run.words(&["env"]).output()?.ok()?.text();
-    for line in ["ONE=1", "TWO=a b=c", "EMPTY=", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] {
+    for line in
+        ["ONE=1", "TWO=a b=c", "EMPTY=", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    {
         if !text.lines().any(|found| found == line) {
             bail!("{line} is not in the environment: {text:?}");
         }
@@ -64,7 +68,8 @@ fn user_by_number(context: &Context) -> Result<()> {
 }
 
 fn user_by_name(context: &Context) -> Result<()> {
-    let run = context.run(BUSYBOX, "run").flags(&["--user", "user"]).sh(&format!("{WHO}; touch /home/user/x /x"));
+    let run =
+        context.run(BUSYBOX, "run").flags(&["--user", "user"]).sh(&format!("{WHO}; touch /home/user/x /x"));
     let output = run.output()?;
     expect("user by name", output.text().as_str(), "1000\n1000\n1000 2000 2001")?;
     expect_part("writing where only root may", &output.stderr, "/x: Permission denied")
@@ -85,7 +90,9 @@ fn hostname(context: &Context) -> Result<()> {
 }
 
 fn first_of_its_pid_namespace(context: &Context) -> Result<()> {
-    let run = context.run(BUSYBOX, "run").sh("echo $$; ls /proc | grep -c '^[0-9]'; tr '\\0' ' ' </proc/1/cmdline; true");
+    let run = context
+        .run(BUSYBOX, "run")
+        .sh("echo $$; ls /proc | grep -c '^[0-9]'; tr '\\0' ' ' </proc/1/cmdline; true");
     let text = run.output()?.ok()?.text();
     let mut lines = text.lines();
     expect("own pid", lines.next().unwrap_or_default(), "1")?;
@@ -103,7 +110,9 @@ fn privileges(context: &Context) -> Result<()> {
     for line in ["CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1", "1024"] {
         expect_part("privileges", &status, line)?;
     }
-    pod.sh("mount -t tmpfs x /tmp")?.refused("not permitted").or_else(|_| pod.sh("mount -t tmpfs x /tmp")?.refused("denied"))?;
+    pod.sh("mount -t tmpfs x /tmp")?
+        .refused("not permitted")
+        .or_else(|_| pod.sh("mount -t tmpfs x /tmp")?.refused("denied"))?;
     pod.sh("echo 1 >/proc/sys/kernel/panic")?.refused("Read-only file system")?;
     expect("a masked file", pod.says("wc -c </proc/kcore")?.as_str(), "0")?;
     pod.remove()

@@ -16,14 +16,19 @@ fn benchmark(context: &Context) -> Result<()> {
     })?;
     let text = pod.exec(&["redis-benchmark", "-t", "set,get", "-n", "2000", "-c", "10", "-q"])?.ok()?.text();
     for command in ["SET", "GET"] {
-        let line = text.split(['\n', '\r']).rfind(|line| line.starts_with(command) && line.contains("per second"));
+        let line =
+            text.split(['\n', '\r']).rfind(|line| line.starts_with(command) && line.contains("per second"));
         let line = line.with_context(|| format!("No result for {command} in {text:?}"))?;
         let rate: f64 = line.split_whitespace().nth(1).context("No rate")?.parse()?;
         if rate < 1.0 {
             bail!("{line}");
         }
     }
-    expect("a key of the benchmark's", pod.exec(&["redis-cli", "exists", "key:__rand_int__"])?.text().as_str(), "1")?;
+    expect(
+        "a key of the benchmark's",
+        pod.exec(&["redis-cli", "exists", "key:__rand_int__"])?.text().as_str(),
+        "1",
+    )?;
     expect_part("its version", &pod.exec(&["redis-cli", "info", "server"])?.ok()?.text(), "redis_version:7")?;
     pod.kill("TERM", &[])?.ok()?;
     pod.wait_status("STOPPED")?;

@@ -18,7 +18,10 @@ pub(crate) const TESTS: &[Test] = &[
 const TREE: &str = include_str!("tree.py");
 
 fn read_only(context: &Context) -> Result<()> {
-    let run = context.run(BUSYBOX, "run").flags(&["--read-only"]).sh("cat /etc/group | head -n 1; echo x >/x; echo y >/tmp/y; echo z >/dev/shm/z");
+    let run = context
+        .run(BUSYBOX, "run")
+        .flags(&["--read-only"])
+        .sh("cat /etc/group | head -n 1; echo x >/x; echo y >/tmp/y; echo z >/dev/shm/z");
     let output = run.output()?;
     expect("reading", output.text().as_str(), "root:x:0:")?;
     expect_part("writing", &output.stderr, "/x: Read-only file system")?;
@@ -33,7 +36,11 @@ fn writes_stay_in_the_container(context: &Context) -> Result<()> {
     let change = "rm /etc/group; echo mine >/etc/passwd; mkdir -p /new/dir; mv /home/user /home/other; \
                   chmod 700 /tmp; ln /etc/passwd /etc/linked; setup=1; ls /home /new; cat /etc/linked";
     let pod = context.run(BUSYBOX, "changed").sh(&format!("{change}; sleep 600")).detach()?;
-    expect("in it", pod.says("cat /etc/passwd; ls /home; ls /etc/group 2>&1 | wc -l")?.as_str(), "mine\nother\n1")?;
+    expect(
+        "in it",
+        pod.says("cat /etc/passwd; ls /home; ls /etc/group 2>&1 | wc -l")?.as_str(),
+        "mine\nother\n1",
+    )?;
     let other = context.run(BUSYBOX, "other").sh("head -n 1 /etc/passwd; ls /home /new; stat -c %a /tmp");
     let output = other.output()?;
     expect("in another", output.text().as_str(), "root:x:0:0:root:/root:/bin/sh\n/home:\nuser\n1777")?;

@@ -79,7 +79,8 @@ fn numbers(context: &Context) -> Result<()> {
     pod.says("while ! [ -e /tmp/ready ]; do sleep 0.1; done")?;
     for number in ["1", "2", "3", "10", "12", "34", "64"] {
         pod.kill(number, &[])?.ok()?;
-        let caught = format!("for i in $(seq 50); do grep -qx {number} /tmp/got && exit; sleep 0.1; done; exit 1");
+        let caught =
+            format!("for i in $(seq 50); do grep -qx {number} /tmp/got && exit; sleep 0.1; done; exit 1");
         pod.sh(&caught)?.ok()?;
     }
     pod.remove()

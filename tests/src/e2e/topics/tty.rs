@@ -20,7 +20,8 @@ const PROMPT: &str = "/ # ";
 
 /// `ctr` tells the size after it has started the process, so it may take a moment.
 fn has_size(terminal: &mut Terminal, size: &str) -> Result<()> {
-    let ask = format!("for i in $(seq 50); do [ \"$(stty size 2>&1)\" = '{size}' ] && break; sleep 0.1; done");
+    let ask =
+        format!("for i in $(seq 50); do [ \"$(stty size 2>&1)\" = '{size}' ] && break; sleep 0.1; done");
     terminal.send(&format!("{ask}; echo \"size: $(stty size 2>&1).\"\n"))?;
     terminal.read_until("size: ", LIMIT)?;
     terminal.read_until(&format!("size: {size}."), LIMIT).map(drop)
@@ -33,7 +34,8 @@ fn size_and_resize(context: &Context) -> Result<()> {
     terminal.send("tty; echo 'do'ne\n")?;
     expect_part("the terminal's name", &terminal.read_until("done", LIMIT)?, "/dev/")?;
     has_size(&mut terminal, "41 101")?;
-    let watch = "sh -c 'trap \"echo got WI\"\"NCH; exit\" WINCH; echo rea\"\"dy; while :; do sleep 0.1; done'";
+    let watch =
+        "sh -c 'trap \"echo got WI\"\"NCH; exit\" WINCH; echo rea\"\"dy; while :; do sleep 0.1; done'";
     terminal.send(&format!("{watch}\n"))?;
     terminal.read_until("ready", LIMIT)?;
     terminal.resize(93, 27)?;
