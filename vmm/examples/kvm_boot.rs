@@ -90,6 +90,7 @@ fn main() -> ExitCode {
 fn boot(options: &Options) -> Result<(), Box<dyn Error>> {
     let (mut output, sink) = UnixStream::pair()?;
     output.set_read_timeout(Some(Duration::from_millis(20)))?;
+    output.set_nonblocking(options.quiet)?;
     let console = (!options.quiet).then(|| OwnedFd::from(sink));
     let begin = Instant::now();
     let machine = Machine::start(MachineConfig {
@@ -157,11 +158,14 @@ fn watch(
         if exited.borrow().is_some() {
             return match &options.expect {
                 Some(text) => Err(format!("the machine ended before it said {text:?}").into()),
-                None => Ok(()),
+                None => {
+                    println!("kvm_boot: ended after {:?}", begin.elapsed());
+                    Ok(())
+                }
             };
         }
         if options.quiet {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
     Err(format!("nothing happened within {:?}", options.limit).into())
@@ -175,6 +179,11 @@ fn report(machine: &Machine) {
     for exit in &metrics.exits {
         println!("kvm_boot: exits {} {}", exit.name, exit.value);
     }
+    print!("kvm_boot: kvm");
+    for statistic in &metrics.kvm {
+        print!(" {}={}", statistic.name, statistic.value);
+    }
+    println!();
     for device in &metrics.devices {
         print!("kvm_boot: device {}", device.name);
         for counter in &device.counters {

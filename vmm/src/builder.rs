@@ -29,7 +29,7 @@ use crate::devices::virtio::vsock::VsockDevice;
 use crate::devices::{Parts, Row, TABLE};
 use crate::error::MachineError;
 use crate::irq;
-use crate::kvm::{Registers, System, Vcpu, Vm};
+use crate::kvm::{KvmError, Registers, System, Vcpu, Vm};
 use crate::machine::{Hardware, Slot};
 use crate::memory::GuestRam;
 use crate::memory::layout::{PVPANIC, SERIAL_GSI, SERIAL_PORT, VIRTIO_GSI, VIRTIO_MMIO, VIRTIO_MMIO_LENGTH};
@@ -122,6 +122,7 @@ impl Configured {
             control,
             spawner,
             ram,
+            stats: vcpus.iter().filter_map(Vcpu::stats).collect(),
         };
         Ok(Wired { sizes: self.sizes, kernel: self.kernel, console, vcpus, shared, hardware })
     }
@@ -269,7 +270,8 @@ fn vcpus(system: &System, vm: &Arc<Vm>, count: u8) -> Result<Vec<Vcpu>, MachineE
     let mut vcpus = Vec::with_capacity(count.into());
     for index in 0..count {
         let vcpu = vm.create_vcpu(index)?;
-        vcpu.set_cpuid(&cpuid::for_vcpu(&supported, index, count, tsc_deadline))?;
+        let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
+        vcpu.set_cpuid(&cpuid.ok_or(KvmError::Capability("room for CPUID leaves"))?)?;
         vcpu.set_msrs(&[MTRR_DEF_TYPE])?;
         vcpus.push(vcpu);
     }

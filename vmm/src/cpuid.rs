@@ -2,7 +2,7 @@
 //! socket, one thread per core) and only the paravirtual features that share no memory beyond the
 //! clock.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX: x2APIC, TSC-deadline timer, "runs under a hypervisor".
 const X2APIC: u32 = 1 << 21;
@@ -17,13 +17,17 @@ const HTT: u32 = 1 << 28;
 const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 24;
 
-/// The table for vCPU `index` of `count`.
+/// The table for vCPU `index` of `count`. `None` if KVM offers so many leaves that ours do not fit
+/// (never: the table has room for 256, KVM fills some 40).
 #[must_use]
-pub fn for_vcpu(supported: &CpuId, index: u8, count: u8, tsc_deadline: bool) -> CpuId {
+pub fn for_vcpu(supported: &CpuId, index: u8, count: u8, tsc_deadline: bool) -> Option<CpuId> {
     let mut cpuid = supported.clone();
-    // Leaf 0x1f would override leaf 0xb with the host's dies and modules.
-    cpuid.retain(|entry| entry.function != 0x1f);
     let topology = Topology { id: index.into(), count: count.into() };
+    // KVM offers leaf 0xb without levels, or the host's; 0x1f would override it.
+    cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
+    for level in topology.levels() {
+        cpuid.push(level).ok()?;
+    }
     for entry in cpuid.as_mut_slice() {
         topology.fill(entry);
         match entry.function {
@@ -37,7 +41,7 @@ pub fn for_vcpu(supported: &CpuId, index: u8, count: u8, tsc_deadline: bool) -> 
             _ => {}
         }
     }
-    cpuid
+    Some(cpuid)
 }
 
 #[derive(Clone, Copy)]
@@ -64,9 +68,6 @@ impl Topology {
                 let sharing = if level >= 3 { self.count - 1 } else { 0 };
                 entry.eax = entry.eax & 0x3fff | sharing << 14 | (self.count - 1) << 26;
             }
-            (0xb, 0) => self.level(entry, 0, 1, 1),
-            (0xb, 1) => self.level(entry, self.core_bits(), self.count, 2),
-            (0xb, _) => self.level(entry, 0, 0, 0),
             (0x8000_0008, _) => entry.ecx = self.core_bits() << 12 | (self.count - 1),
             // AMD's cache leaf, as leaf 4.
             (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
@@ -78,10 +79,19 @@ impl Topology {
         }
     }
 
-    /// One level of leaf 0xb; kind 1 threads of a core, 2 cores of the socket, 0 the end.
-    fn level(self, entry: &mut kvm_cpuid_entry2, shift: u32, width: u32, kind: u32) {
-        (entry.eax, entry.ebx, entry.edx) = (shift, width, self.id);
-        entry.ecx = entry.index & 0xff | kind << 8;
+    /// The levels of leaf 0xb: kind 1 threads of a core, 2 cores of the socket, 0 the end.
+    fn levels(self) -> [kvm_cpuid_entry2; 3] {
+        let level = |index: u32, shift: u32, width: u32, kind: u32| kvm_cpuid_entry2 {
+            function: 0xb,
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: width,
+            ecx: index | kind << 8,
+            edx: self.id,
+            ..Default::default()
+        };
+        [level(0, 0, 1, 1), level(1, self.core_bits(), self.count, 2), level(2, 0, 0, 0)]
     }
 }
 
@@ -123,11 +133,10 @@ mod tests {
         let supported = table(&[
             (1, 0, [0, 0xff00_1234, 0, HTT]),
             (0xb, 0, [9; 4]),
-            (0xb, 1, [9; 4]),
             (0x1f, 0, [9; 4]),
             (0x8000_001d, 3, [3 << 5 | 1 | 0xfff << 14, 0, 0, 0]),
         ]);
-        let cpuid = for_vcpu(&supported, 5, 6, true);
+        let cpuid = for_vcpu(&supported, 5, 6, true).unwrap();
         let one = leaf(&cpuid, 1, 0);
         assert_eq!((one.ebx, one.edx), (5 << 24 | 6 << 16 | 0x1234, HTT));
         assert_eq!(one.ecx, X2APIC | TSC_DEADLINE | HYPERVISOR);
@@ -135,7 +144,7 @@ mod tests {
         assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (3, 6, 0x201, 5));
         assert_eq!(leaf(&cpuid, 0x8000_001d, 3).eax >> 14, 5);
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
-        let alone = for_vcpu(&supported, 0, 1, false);
+        let alone = for_vcpu(&supported, 0, 1, false).unwrap();
         assert_eq!(leaf(&alone, 1, 0).edx, 0);
         assert_eq!(leaf(&alone, 1, 0).ecx & TSC_DEADLINE, 0);
         assert_eq!(leaf(&alone, 0xb, 1).eax, 0);
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn only_chosen_kvm_features_pass() {
-        let cpuid = for_vcpu(&table(&[(KVM_FEATURES_LEAF, 0, [u32::MAX; 4])]), 0, 1, true);
+        let cpuid = for_vcpu(&table(&[(KVM_FEATURES_LEAF, 0, [u32::MAX; 4])]), 0, 1, true).unwrap();
         assert_eq!(leaf(&cpuid, KVM_FEATURES_LEAF, 0).eax, KVM_FEATURES);
     }
 }

@@ -20,8 +20,9 @@ use crate::devices::virtio::block::LayerDisk;
 use crate::devices::virtio::transport::Transport;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::MachineError;
+use crate::kvm::Stats;
 use crate::memory::GuestRam;
-use crate::metrics::{BootClock, BootSpan, DeviceMetrics, MachineMetrics};
+use crate::metrics::{self, BootClock, BootSpan, DeviceMetrics, MachineMetrics};
 use crate::thread::Spawner;
 use crate::vcpu::Shared;
 
@@ -50,6 +51,8 @@ pub(crate) struct Hardware {
     pub control: Arc<Control>,
     pub spawner: Spawner,
     pub ram: GuestRam,
+    /// One for each vCPU, where the host has them. They keep the VM in existence.
+    pub stats: Vec<Stats>,
 }
 
 /// A filled slot.
@@ -123,8 +126,9 @@ impl Machine {
     #[must_use]
     pub fn metrics(&self) -> MachineMetrics {
         let hardware = self.hardware();
-        let (mut devices, mut console_bytes_dropped) = (Vec::new(), 0);
+        let (mut devices, mut kvm, mut console_bytes_dropped) = (Vec::new(), Vec::new(), 0);
         if let Some(hardware) = &*hardware {
+            kvm = metrics::kvm_counters(&hardware.stats);
             devices.extend(hardware.slots.iter().map(|slot| {
                 let transport = slot.transport();
                 let failure = transport.failure().map(ToString::to_string);
@@ -134,7 +138,7 @@ impl Machine {
             console_bytes_dropped = dropped.map_or(0, |dropped| dropped.load(Ordering::Relaxed));
         }
         let boot = self.boot.clone();
-        MachineMetrics { exits: self.shared.exits.counters(), devices, boot, console_bytes_dropped }
+        MachineMetrics { exits: self.shared.exits.counters(), kvm, devices, boot, console_bytes_dropped }
     }
 
     fn hardware(&self) -> MutexGuard<'_, Option<Hardware>> {

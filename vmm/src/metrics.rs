@@ -4,13 +4,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::devices::virtio::Counter;
+use crate::kvm::Stats;
+
+/// What we read of KVM's statistics: all exits of the hardware, those for device accesses, halts and
+/// interrupts, nested page faults that were resolved, emulated instructions, injected interrupts.
+pub const KVM_STATISTICS: [&str; 9] = [
+    "exits",
+    "io_exits",
+    "mmio_exits",
+    "halt_exits",
+    "irq_exits",
+    "irq_window_exits",
+    "pf_fixed",
+    "insn_emulation",
+    "irq_injections",
+];
 
 /// A snapshot of all counters of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineMetrics {
-    /// Exits from the guest to this process, by kind. Exits that KVM handles itself are in its own
-    /// statistics (debugfs).
+    /// Exits from the guest to this process, by kind.
     pub exits: Vec<Counter>,
+    /// KVM's own statistics, summed over the vCPUs: [`KVM_STATISTICS`] as far as the host has them.
+    pub kvm: Vec<Counter>,
     /// By slot, in the order of the slots; empty slots are left out.
     pub devices: Vec<DeviceMetrics>,
     /// What starting the machine took, in order.
@@ -74,6 +90,19 @@ impl Default for BootClock {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Sums KVM's statistics over the vCPUs.
+#[must_use]
+pub fn kvm_counters(vcpus: &[Stats]) -> Vec<Counter> {
+    let mut sums: Vec<Counter> = Vec::new();
+    for (name, value) in vcpus.iter().flat_map(|vcpu| vcpu.read(&KVM_STATISTICS)) {
+        match sums.iter_mut().find(|sum| sum.name == name) {
+            Some(sum) => sum.value = sum.value.saturating_add(value),
+            None => sums.push(Counter { name, value }),
+        }
+    }
+    sums
 }
 
 /// Exits to this process, of all vCPUs.

@@ -36,7 +36,9 @@ pub enum Contents {
 }
 
 impl Contents {
-    fn length(&self) -> u64 {
+    /// Bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::File { length, .. } => *length,

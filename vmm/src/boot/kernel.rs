@@ -1,7 +1,9 @@
 //! The kernel file: an ELF `vmlinux` whose loadable segments become items of the launch plan.
 //!
 //! The segments are copied, not mapped: file pages would be mapped 4 KiB at a time and cost a nested
-//! page fault each, while copied ones share the 2 MiB pages of the guest's RAM.
+//! page fault each, and the kernel patches most pages of its text at boot, which would copy them
+//! after all. Copied ones share the 2 MiB pages of the guest's RAM. Holes of the file are left out:
+//! Linux has its zeroed data in the last segment, half of the file, and fresh memory is zero.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,8 +12,9 @@ use std::sync::Arc;
 use linux_loader::elf::{EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use vm_memory::ByteValued;
 
-use crate::memory::layout::{ACPI_LENGTH, ACPI_TABLES, DEVICE_HOLE, MIB};
+use crate::memory::layout::{ACPI_LENGTH, ACPI_TABLES, DEVICE_HOLE, MIB, PAGE};
 use crate::plan::{Contents, Item, PageType};
+use crate::sys::fd;
 
 /// Most program headers; Linux has five.
 const MAX_SEGMENTS: u16 = 32;
@@ -26,6 +29,7 @@ pub struct Kernel {
     file: Arc<File>,
     entry: u64,
     segments: Vec<Segment>,
+    pieces: Vec<Piece>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,14 @@ struct Segment {
     offset: u64,
     file_length: u64,
     memory_length: u64,
+}
+
+/// A part of a segment that holds data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    address: u64,
+    offset: u64,
+    length: u64,
 }
 
 /// A file that is no kernel for this machine.
@@ -87,14 +99,18 @@ impl Kernel {
         if header.e_phnum > MAX_SEGMENTS {
             return Err(KernelError::Segments(header.e_phnum));
         }
-        let mut segments = Vec::new();
+        let mut segments = Vec::with_capacity(header.e_phnum.into());
         for index in 0..u64::from(header.e_phnum) {
             let at = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
             let mut program = Elf64_Phdr::default();
             read_header(&mut file, at.ok_or(KernelError::NotElf)?, program.as_mut_slice())?;
             segments.extend(Segment::parse(&program)?);
         }
-        let kernel = Self { file: Arc::new(file), entry: header.e_entry, segments };
+        let mut pieces = Vec::new();
+        for segment in &segments {
+            segment.find_data(&file, &mut pieces).map_err(KernelError::Read)?;
+        }
+        let kernel = Self { file: Arc::new(file), entry: header.e_entry, segments, pieces };
         kernel.check(memory_mib)?;
         Ok(kernel)
     }
@@ -105,15 +121,15 @@ impl Kernel {
         self.entry
     }
 
-    /// The segments as items of the plan. What they need zeroed is zero already.
+    /// What is to be copied, as items of the plan. All else of a kernel is zero, as fresh memory is.
     pub fn items(&self) -> impl Iterator<Item = Item> {
-        self.segments.iter().filter(|segment| segment.file_length > 0).map(|segment| Item {
+        self.pieces.iter().map(|piece| Item {
             name: "kernel segment",
-            address: segment.address,
+            address: piece.address,
             contents: Contents::File {
                 file: Arc::clone(&self.file),
-                offset: segment.offset,
-                length: segment.file_length,
+                offset: piece.offset,
+                length: piece.length,
             },
             page_type: PageType::Staged,
         })
@@ -149,6 +165,23 @@ impl Segment {
         }))
     }
 
+    /// The parts of the file without its holes, in whole pages: two in one page would overlap.
+    fn find_data(&self, file: &File, pieces: &mut Vec<Piece>) -> io::Result<()> {
+        let end = self.offset.saturating_add(self.file_length);
+        let mut at = self.offset;
+        while at < end {
+            let Some(data) = fd::next_data(file, at)? else { break };
+            let start = (data.start - data.start % PAGE).max(at);
+            let stop = data.end.checked_next_multiple_of(PAGE).unwrap_or(end).min(end);
+            if start < stop {
+                let address = self.address + (start - self.offset);
+                pieces.push(Piece { address, offset: start, length: stop - start });
+            }
+            at = stop.max(data.end);
+        }
+        Ok(())
+    }
+
     /// `parse` has checked that it does not overflow.
     fn end(&self) -> u64 {
         self.address + self.memory_length
@@ -166,6 +199,7 @@ fn read_header(file: &mut File, offset: u64, into: &mut [u8]) -> Result<(), Kern
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -186,7 +220,7 @@ mod tests {
             p_paddr: 0x100_0000,
             p_filesz: 16,
             p_memsz: 0x2000,
-            p_offset: 0x100,
+            p_offset: 0x800,
             ..Default::default()
         };
         edit(&mut header, &mut program);
@@ -198,6 +232,8 @@ mod tests {
         let mut file = File::create(&path).unwrap();
         file.write_all(header.as_slice()).unwrap();
         file.write_all(program.as_slice()).unwrap();
+        file.set_len(0x3000).unwrap();
+        file.write_all_at(&[1; 0x100], 0x800).unwrap();
         let file = File::open(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         file
@@ -210,7 +246,16 @@ mod tests {
         let items: Vec<_> = kernel.items().collect();
         assert_eq!(items.len(), 1);
         assert_eq!(items[0].address, 0x100_0000);
-        assert!(matches!(items[0].contents, Contents::File { offset: 0x100, length: 16, .. }));
+        assert!(matches!(items[0].contents, Contents::File { offset: 0x800, length: 16, .. }));
+    }
+
+    #[test]
+    fn holes_of_the_file_are_not_copied() {
+        let file = image(|_, program| (program.p_offset, program.p_filesz) = (0, 0x2000));
+        let items: Vec<_> = Kernel::read(file, 64).unwrap().items().collect();
+        let copied: u64 = items.iter().map(|item| item.contents.length()).sum();
+        assert!(copied == 0x1000 || copied == 0x2000, "one page of data, or no holes here: {copied:#x}");
+        assert_eq!(items[0].address, 0x100_0000);
     }
 
     #[test]

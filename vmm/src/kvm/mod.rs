@@ -6,10 +6,12 @@
 //! Unsafe room: KVM is told about host memory and its run page is a C union; both need `unsafe`.
 #![allow(unsafe_code)]
 
+mod stats;
 mod system;
 mod vcpu_fd;
 mod vm_fd;
 
+pub use stats::Stats;
 pub use system::System;
 pub use vcpu_fd::{Registers, Vcpu};
 pub use vm_fd::{HostRegion, Vm};

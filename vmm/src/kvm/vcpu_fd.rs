@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{KvmError, Vm, refused};
+use super::{KvmError, Stats, Vm, refused};
 
 /// CR0: protection, extension type, paging.
 const CR0: u64 = 0x8000_0011;
@@ -47,6 +47,12 @@ impl Vcpu {
     #[must_use]
     pub fn index(&self) -> u8 {
         self.index
+    }
+
+    /// KVM's statistics of this vCPU, where the host's kernel keeps them.
+    #[must_use]
+    pub fn stats(&self) -> Option<Stats> {
+        Stats::open(&self.fd)
     }
 
     /// Sets what the guest's CPUID instruction returns.
