@@ -97,7 +97,7 @@ fn missing_directory(context: &Context) -> Result<()> {
 }
 
 fn missing_user(context: &Context) -> Result<()> {
-    run_is_refused(context, &["--user", "nobody-knows"], &["true"], "nobody-knows")
+    run_is_refused(context, &["--user", "nobody-knows"], &["true"], "user")
 }
 
 fn unknown_mount(context: &Context) -> Result<()> {

@@ -14,11 +14,13 @@ use crate::pod::Pod;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("faults::shim_killed", shim_killed),
-    Test::new("faults::shim_killed_with_exec", shim_killed_with_exec),
+    Test::new("faults::shim_killed_with_exec", shim_killed_with_exec).needs(Needs::Hull),
     Test::new("faults::guest_panic", guest_panic).needs(Needs::Hull),
     Test::new("faults::agent_killed", agent_killed).needs(Needs::Hull),
     Test::new("faults::containerd_restarted", containerd_restarted).seconds(120),
-    Test::new("faults::containerd_killed_while_creating", containerd_killed_while_creating).seconds(150),
+    Test::new("faults::containerd_killed_while_creating", containerd_killed_while_creating)
+        .seconds(150)
+        .needs(Needs::Hull),
     Test::new("faults::create_cancelled", create_cancelled).seconds(150),
     Test::new("faults::ten_pods_at_once", ten_pods_at_once).seconds(200),
     Test::new("faults::hundred_cycles", hundred_cycles).seconds(500),
@@ -56,7 +58,8 @@ fn ends_consistently(pod: Pod, events: &Events) -> Result<()> {
     wait_for("the task to be over", Duration::from_secs(20), || {
         Ok(pod.status()?.is_none_or(|(_, state)| state == "STOPPED" || state == "UNKNOWN").then_some(()))
     })?;
-    pod.remove()
+    pod.remove()?;
+    remove_fifos()
 }
 
 fn shim_killed(context: &Context) -> Result<()> {
@@ -235,7 +238,11 @@ fn forget(id: &str) -> Result<()> {
         let deleted = ctr(&["container", "delete", id])?;
         Ok((deleted.code == 0 || deleted.stderr.contains("not found")).then_some(()))
     })?;
-    // A killed client can't remove its fifos.
+    remove_fifos()
+}
+
+/// `ctr` removes its fifos with the task; it does not when it was killed or the task went by itself.
+fn remove_fifos() -> Result<()> {
     for entry in fs::read_dir("/run/containerd/fifo").into_iter().flatten().flatten() {
         fs::remove_dir_all(entry.path()).context("Removing a killed client's fifos")?;
     }
