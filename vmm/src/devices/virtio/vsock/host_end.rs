@@ -107,12 +107,11 @@ impl HostEnd {
         Ok(sent)
     }
 
-    /// Gives parked bytes to the socket. Returns how many it took.
+    /// Gives the socket as many of the parked bytes as it takes.
     ///
     /// # Errors
-    /// When nobody will read them; they are gone then.
-    pub fn flush(&mut self) -> Result<usize, Deaf> {
-        let mut flushed = 0;
+    /// When nobody will read them; then none is parked any more.
+    pub fn flush(&mut self) -> Result<(), Deaf> {
         while !self.parked.is_empty() {
             let sent = rustix::net::send(
                 &self.socket,
@@ -120,10 +119,7 @@ impl HostEnd {
                 rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL,
             );
             match sent {
-                Ok(sent) => {
-                    self.parked.consume(sent);
-                    flushed += sent;
-                }
+                Ok(sent) => self.parked.consume(sent),
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => {
@@ -132,7 +128,7 @@ impl HostEnd {
                 }
             }
         }
-        Ok(flushed)
+        Ok(())
     }
 
     /// Drops what is parked.

@@ -244,9 +244,11 @@ impl Mux {
             link.host.mark_readable(!has(EventSet::IN) || has(EventSet::READ_HANG_UP | EventSet::HANG_UP));
         }
         if has(EventSet::OUT) {
-            match link.host.flush() {
-                Ok(flushed) => link.connection.credit.forward(flushed as u32), // at most the window
-                Err(Deaf) => hang_up(link),
+            let parked = link.host.parked();
+            let flushed = link.host.flush();
+            link.connection.credit.forward(parked.saturating_sub(link.host.parked()));
+            if flushed == Err(Deaf) {
+                hang_up(link);
             }
         }
         self.settle(token);

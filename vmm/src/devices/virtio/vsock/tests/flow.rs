@@ -286,6 +286,24 @@ fn scarce_receive_buffers_are_shared_in_turns() {
     assert!(least >= TURN_BYTES as usize, "somebody has only {least} bytes");
 }
 
+/// Bulk makes the device look at many buffers at once; those that it then has no use for are still
+/// the guest's to get back one day.
+#[test]
+fn no_receive_buffer_is_lost_between_bulk_and_small_talk() {
+    let (mut guest, stream, _listener) = connected(Setup::default());
+    for _ in 0..10 {
+        (&stream).write_all(&pattern(200_000)).unwrap();
+        guest.until("bulk", |guest| guest.sockets[&(5000, PORT)].received.len() == 200_000);
+        guest.read(5000, PORT, usize::MAX);
+        for _ in 0..5 {
+            (&stream).write_all(b"x").unwrap();
+            guest.until("small talk", |guest| !guest.sockets[&(5000, PORT)].received.is_empty());
+            guest.read(5000, PORT, usize::MAX);
+        }
+    }
+    assert_eq!(guest.counter("receive_starvations"), 0, "64 buffers are plenty for this");
+}
+
 #[test]
 fn a_driver_without_event_idx_is_served_too() {
     let setup = Setup { event_idx: false, receive_size: 4, transmit_size: 4, ..Setup::default() };

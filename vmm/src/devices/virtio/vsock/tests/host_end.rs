@@ -70,13 +70,12 @@ fn what_the_socket_does_not_take_is_parked_and_follows_in_order() {
 
     let mut read = vec![0; MUCH];
     let mut have = 0;
-    let mut flushed = 0;
     while have < read.len() {
         have += theirs.read(&mut read[have..]).unwrap();
-        flushed += end.flush().unwrap();
+        end.flush().unwrap();
     }
     assert_eq!(read, data);
-    assert_eq!((flushed + sent, end.parked()), (MUCH, 0));
+    assert_eq!(end.parked(), 0);
 }
 
 #[test]

@@ -28,7 +28,12 @@ impl Fixture {
     }
 
     fn send(&mut self, op: Op, port: u32, flags: u32) {
+        self.send_data(op, port, flags, 0);
+    }
+
+    fn send_data(&mut self, op: Op, port: u32, flags: u32, length: u32) {
         let header = Header {
+            length,
             source_cid: GUEST_CID,
             destination_cid: HOST_CID,
             source_port: port,
@@ -39,7 +44,8 @@ impl Fixture {
             buf_alloc: 1 << 20,
             ..Header::default()
         };
-        self.mux.receive(&header, &mut Vec::new());
+        let payload = self.memory.get_slices(GuestAddress(0), length as usize, Permissions::Read).unwrap();
+        self.mux.receive(&header, &mut payload.map(Result::unwrap).collect());
     }
 
     /// Hands on the events that have come.
@@ -135,6 +141,34 @@ fn host_ports_go_up_and_start_again_before_any_port() {
         .collect();
     let expected = [u32::MAX - 1, FIRST_HOST_PORT, FIRST_HOST_PORT + 1, FIRST_HOST_PORT + 2];
     assert_eq!(ports, expected, "a port that is taken is passed over");
+}
+
+/// Every byte that the guest sent is accounted for, whichever way it left the window.
+#[test]
+fn a_reader_that_stops_gives_all_credit_back() {
+    type Stop = fn(&mut UnixStream);
+    let stops: [(&str, Stop); 3] = [
+        ("closes", |stream| *stream = UnixStream::pair().unwrap().0),
+        ("reads on", |stream| while std::io::Read::read(stream, &mut [0; 65536]).is_ok() {}),
+        ("reads on, then stops", |stream| {
+            while std::io::Read::read(stream, &mut [0; 65536]).is_ok() {}
+            stream.shutdown(std::net::Shutdown::Read).unwrap();
+        }),
+    ];
+    for (name, stop) in stops {
+        let mut fixture = Fixture::new();
+        let mut streams = fixture.writers(&[0]);
+        let mut sent = 0;
+        while fixture.mux.counters.bytes_parked.value() < 200_000 {
+            fixture.send_data(Op::Data, 0, 0, 50_000);
+            sent += 50_000;
+        }
+        stop(&mut streams[0]);
+        fixture.events();
+        fixture.send(Op::CreditRequest, 0, 0);
+        let Some(Job::Packet(header)) = fixture.mux.next_job() else { panic!() };
+        assert_eq!(header.fwd_cnt, sent, "the reader {name}");
+    }
 }
 
 /// A guest that opens and drops connections without taking a single packet.
