@@ -5,21 +5,22 @@
 //! packet, or [`TURN_BYTES`] of data. A turn that the guest has too few buffers for goes on when it
 //! has more, so scarce buffers are shared by bytes. Refusals go first; they are short and capped.
 
+mod open;
+
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 
-use tracing::{debug, warn};
+use tracing::debug;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::chain::{total, truncate};
-use super::connection::{Connection, Phase, Ports, Verdict, Violation};
-use super::host_end::{self, Deaf, Filled, HostEnd};
+use super::connection::{Phase, Ports, Verdict, Violation};
+use super::host_end::{Deaf, Filled};
 use super::limits::{FIRST_HOST_PORT, MAX_CONNECTIONS, MAX_REFUSALS, TURN_BUFFERS, TURN_BYTES};
 use super::metrics::Counters;
 use super::packet::{Header, Op, TYPE_STREAM};
-use super::shared::{Connect, Shared};
+use super::shared::Shared;
 use super::table::{Link, Table, Token};
 use super::{GUEST_CID, HOST_CID};
 
@@ -37,17 +38,6 @@ pub enum Job {
         /// Bytes that it may send.
         bytes: usize,
     },
-}
-
-/// Why the guest's connection is refused.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    #[error("Nobody listens, or the listener has all that it can queue")]
-    Listener,
-    #[error("There are as many connections as may be")]
-    Limit,
-    #[error("No descriptors for a connection")]
-    Descriptors(#[from] io::Error),
 }
 
 /// All connections of one activation of the device.
@@ -141,33 +131,6 @@ impl Mux {
         self.settle(token);
     }
 
-    fn accept(&mut self, request: &Header) {
-        match self.try_accept(request) {
-            Ok(token) => {
-                self.counters.connections_accepted.increment();
-                self.settle(token);
-            }
-            Err(reason) => {
-                if !matches!(reason, Refused::Listener) {
-                    self.over_limit(&reason);
-                }
-                self.refuse(request);
-            }
-        }
-    }
-
-    fn try_accept(&mut self, request: &Header) -> Result<Token, Refused> {
-        let ports = Ports::of(request);
-        let listener = self.shared.listener(ports.host).ok_or(Refused::Listener)?;
-        let place = listener.try_reserve().map_err(|_| Refused::Listener)?;
-        let window = self.table.next_window().ok_or(Refused::Limit)?;
-        let (ours, theirs) = host_end::pair()?;
-        let connection = Connection::accepted(ports, window, request);
-        let token = self.insert(connection, HostEnd::new(ours, window)?)?;
-        place.send(theirs);
-        Ok(token)
-    }
-
     fn refuse(&mut self, header: &Header) {
         if let Some(refusal) = header.refusal() {
             self.counters.refusals.increment();
@@ -193,40 +156,6 @@ impl Mux {
     }
 
     // From the host
-
-    /// Takes up the connections that the host has asked for.
-    pub fn take_connects(&mut self) {
-        for connect in self.shared.take_connects() {
-            match self.request(connect) {
-                Ok(token) => {
-                    self.counters.connections_requested.increment();
-                    self.settle(token);
-                }
-                Err(reason) => self.over_limit(&reason), // the dropped end shows EOF
-            }
-        }
-    }
-
-    fn request(&mut self, connect: Connect) -> Result<Token, Refused> {
-        let window = self.table.next_window().ok_or(Refused::Limit)?;
-        let ports = self.free_ports(connect.guest_port);
-        let host = HostEnd::new(connect.socket, window)?;
-        Ok(self.insert(Connection::requesting(ports, window), host)?)
-    }
-
-    /// A host port that has no connection to the guest's port. There are a million times more of
-    /// them than connections.
-    fn free_ports(&mut self, guest: u32) -> Ports {
-        loop {
-            let ports = Ports { host: self.next_host_port, guest };
-            // The last number is "any port" in the socket interface.
-            let next = self.next_host_port.saturating_add(1);
-            self.next_host_port = if next == u32::MAX { FIRST_HOST_PORT } else { next };
-            if self.table.find(ports).is_none() {
-                return ports;
-            }
-        }
-    }
 
     /// An event of a host's end.
     pub fn host_event(&mut self, token: Token, events: u32) {
@@ -319,17 +248,6 @@ impl Mux {
 
     // Both
 
-    fn insert(&mut self, connection: Connection, host: HostEnd) -> io::Result<Token> {
-        let descriptor = host.descriptor();
-        let token = self.table.insert(connection, host);
-        let event = EpollEvent::new(interest(false), token.to_event());
-        if let Err(error) = self.epoll.ctl(ControlOperation::Add, descriptor, event) {
-            self.table.remove(token);
-            return Err(error);
-        }
-        Ok(token)
-    }
-
     /// Brings everything around a connection in line with its state; after every change of it.
     fn settle(&mut self, token: Token) {
         let Some(link) = self.table.get(token) else { return };
@@ -373,13 +291,6 @@ impl Mux {
         let link = self.table.remove(token)?;
         self.counters.connections_closed.increment();
         Some(link)
-    }
-
-    fn over_limit(&mut self, reason: &Refused) {
-        if self.counters.connections_over_limit.increment() == 0 {
-            // Once: the guest decides how often it happens.
-            warn!(%reason, connections = self.table.len(), "vsock connections are being refused");
-        }
     }
 }
 

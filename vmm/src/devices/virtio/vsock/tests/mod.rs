@@ -5,6 +5,7 @@ mod driver;
 mod flow;
 mod hostile;
 mod life;
+mod ring;
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
