@@ -5,12 +5,14 @@
 //!
 //! ```text
 //! absent ──lock──> building in <kind>/.<hash>.<pid>/ ──rename──> present
-//!                      └── failure: directory removed, still absent
+//!                      └── failure: still absent; what was built may stay until the next attempt
 //! ```
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::progress::say;
 
 /// Where the cache is unless `HULL_CACHE` says otherwise.
 const DEFAULT_ROOT: &str = "/var/cache/hull";
@@ -32,10 +34,11 @@ pub struct Entry {
     _lock: File,
 }
 
-/// A directory to build in; it is removed with everything in it unless it is kept.
+/// A directory to build in; it is removed with everything in it unless it is kept or left.
 #[derive(Debug)]
 pub struct WorkDir {
     path: PathBuf,
+    stays: bool,
 }
 
 /// The cache's directories cannot be used.
@@ -70,7 +73,10 @@ impl Cache {
         fs::create_dir_all(&room).map_err(failed("create", &room))?;
         let lock_path = room.join(format!(".{hash}.lock"));
         let lock = File::create(&lock_path).map_err(failed("create", &lock_path))?;
-        lock.lock().map_err(failed("lock", &lock_path))?;
+        if lock.try_lock().is_err() {
+            say(&format!("{kind}: waiting for another builder of the same inputs"));
+            lock.lock().map_err(failed("lock", &lock_path))?;
+        }
         Ok(Entry { path: room.join(hash), room, name: hash.to_owned(), _lock: lock })
     }
 }
@@ -113,7 +119,7 @@ impl WorkDir {
             _ => {}
         }
         fs::create_dir_all(path).map_err(failed("create", path))?;
-        Ok(WorkDir { path: path.to_path_buf() })
+        Ok(WorkDir { path: path.to_path_buf(), stays: false })
     }
 
     /// Where it is.
@@ -121,12 +127,19 @@ impl WorkDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves it where it is, for somebody to look at, until the next builder clears it.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
 }
 
 impl Drop for WorkDir {
     fn drop(&mut self) {
         // After `keep` there is nothing left to remove; otherwise the next builder clears what remains.
-        let _ = fs::remove_dir_all(&self.path);
+        if !self.stays {
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 

@@ -156,7 +156,7 @@ pub fn build(recipe: Recipe, cache: &Cache) -> Result<Kernel, KernelError> {
         say(&format!("kernel: Linux {} from the cache ({})", recipe.version, entry.path.display()));
     } else {
         let result = entry.work_dir("result")?;
-        compile(&recipe, &entry.work_dir("build")?, result.path())?;
+        compile(&recipe, entry.work_dir("build")?, result.path())?;
         entry.keep(result)?;
     }
     Ok(Kernel { recipe, directory: entry.path })
@@ -170,7 +170,7 @@ pub fn rebuild(kernel: &Kernel, cache: &Cache) -> Result<(), KernelError> {
     let entry = cache.entry("kernel", &kernel.recipe.key())?;
     let result = entry.work_dir("rebuilt")?;
     // Another path than the first build's, so that a path that leaks into the bytes shows.
-    compile(&kernel.recipe, &entry.work_dir("second-build")?, result.path())?;
+    compile(&kernel.recipe, entry.work_dir("second-build")?, result.path())?;
     let (_, cached) = digest::of_file(&kernel.directory.join(VMLINUX))?;
     let (_, rebuilt) = digest::of_file(&result.path().join(VMLINUX))?;
     if cached != rebuilt {
@@ -180,7 +180,17 @@ pub fn rebuild(kernel: &Kernel, cache: &Cache) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn compile(recipe: &Recipe, work: &WorkDir, result: &Path) -> Result<(), KernelError> {
+/// A tree that failed stays for somebody to look at: the error quotes only the end of the log in it.
+fn compile(recipe: &Recipe, work: WorkDir, result: &Path) -> Result<(), KernelError> {
+    let built = compile_in(recipe, &work, result);
+    if built.is_err() {
+        say(&format!("kernel: failed; log and tree are in {} until the next attempt", work.path().display()));
+        work.leave();
+    }
+    built
+}
+
+fn compile_in(recipe: &Recipe, work: &WorkDir, result: &Path) -> Result<(), KernelError> {
     let source = unpack(recipe, work)?;
     configure(recipe, work, &source)?;
     make_vmlinux(work, &source)?;
@@ -313,6 +323,7 @@ mod tests {
         assert_eq!(error.to_string(), "The source archive holds Linux 6.12.2, inputs.lock says 6.12.1");
         let left = fs::read_dir(scratch.path().join("cache/kernel")).unwrap();
         let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
+        // The lock and the tree to look at, but nothing under an entry's name.
+        assert!(left.iter().all(|name| name.ends_with(".lock") || name.ends_with(".build")), "{left:?}");
     }
 }

@@ -95,7 +95,9 @@ pub fn pack(kernel: &[u8]) -> Result<Vec<u8>, PackError> {
     let mut body = Vec::new();
     let body_start = (HEADER_BYTES + count * PROGRAM_HEADER_BYTES).next_multiple_of(PAGE);
     for (index, load) in loads.iter().enumerate() {
-        let data = contents(kernel, load).ok_or(PackError::Truncated(Part::Segment(index)))?;
+        // A note may end in zeros that are part of it.
+        let noted = notes.iter().filter_map(|note| note.end_inside(load)).max().unwrap_or(0);
+        let data = contents(kernel, load, noted).ok_or(PackError::Truncated(Part::Segment(index)))?;
         let offset = body_start + body.len();
         table.push((
             Segment { offset: offset as u64, file_bytes: data.len() as u64, ..(*load).clone() },
@@ -105,10 +107,9 @@ pub fn pack(kernel: &[u8]) -> Result<Vec<u8>, PackError> {
         body.resize(body.len().next_multiple_of(PAGE), 0);
     }
     for note in notes {
-        let home = table.iter().find_map(|(load, _)| {
-            let inside = note.virtual_address.checked_sub(load.virtual_address)?;
-            (inside.checked_add(note.file_bytes)? <= load.file_bytes).then_some(load.offset + inside)
-        });
+        let home = table
+            .iter()
+            .find_map(|(load, _)| note.end_inside(load).map(|end| load.offset + end - note.file_bytes));
         let offset = home.ok_or(PackError::LooseNotes)?;
         table.push((Segment { offset, ..note.clone() }, 4));
     }
@@ -121,6 +122,12 @@ pub fn pack(kernel: &[u8]) -> Result<Vec<u8>, PackError> {
 }
 
 impl Segment {
+    /// Where this segment's bytes end in those of another that holds all of them.
+    fn end_inside(&self, other: &Segment) -> Option<u64> {
+        let start = self.virtual_address.checked_sub(other.virtual_address)?;
+        start.checked_add(self.file_bytes).filter(|end| *end <= other.file_bytes)
+    }
+
     fn write(&self, align: usize, out: &mut Vec<u8>) {
         // Two 32-bit fields first.
         out.extend((self.kind | self.flags << 32).to_le_bytes());
@@ -172,12 +179,12 @@ fn segments(kernel: &[u8]) -> Option<Vec<Segment>> {
         .collect()
 }
 
-/// A segment's bytes without the zeros at its end.
-fn contents<'a>(kernel: &'a [u8], segment: &Segment) -> Option<&'a [u8]> {
+/// A segment's bytes without the zeros at its end, but not less than `least`.
+fn contents<'a>(kernel: &'a [u8], segment: &Segment, least: u64) -> Option<&'a [u8]> {
     let start = usize::try_from(segment.offset).ok()?;
     let data = kernel.get(start..start.checked_add(usize::try_from(segment.file_bytes).ok()?)?)?;
     let used = data.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    data.get(..used)
+    data.get(..used.max(usize::try_from(least).ok()?))
 }
 
 fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
@@ -227,7 +234,7 @@ mod tests {
         }
         file.resize(0x40_8000, 0);
         file[0x20_0000..0x20_1234].fill(0xcc);
-        file[0x20_1224..0x20_1234].copy_from_slice(b"a note, 16 bytes");
+        file[0x20_1224..0x20_1234].copy_from_slice(b"a note ends in\0\0");
         file[0x40_0000..0x40_0100].fill(0xdd);
         file
     }
@@ -248,7 +255,7 @@ mod tests {
         );
         assert_eq!(all[1].physical_address, 0x120_0000);
         assert_eq!(number(&packed, 24, 8), Some(0x100_0040));
-        assert_eq!(&packed[0x2224..0x2234], b"a note, 16 bytes");
+        assert_eq!(&packed[0x2224..0x2234], b"a note ends in\0\0");
         assert_eq!(packed[0x3000..0x3100], [0xdd; 0x100]);
         assert_eq!(pack(&packed).unwrap(), packed, "packing what is packed changes nothing");
     }
