@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mounts -> layers -> key -> cached? ---- yes --------------------------> open
-//!                             no: lock the key, mkfs.erofs into an unnamed file, link it, open
+//!                             no: lock, mkfs.erofs into an unnamed file, link it, open
 //! ```
 //! The layers of a snapshot never change once committed, so their paths, inodes and change times name
 //! their contents. What may change (a writable directory, a used upper directory) is made into an image
@@ -45,7 +45,7 @@ const BLOCK_BYTES: u64 = 4096;
 const MAX_MOUNT_OPTIONS: usize = 4095;
 /// What of mkfs.erofs's complaints is kept.
 const MAX_COMPLAINT_BYTES: u64 = 2048;
-/// Between two looks at a key that another shim is building.
+/// Between two looks at a cache in which another shim is building.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Why there is no root file system.
@@ -181,18 +181,13 @@ impl ImageSource for ImageCache {
             return Ok(image);
         }
         let begun = Instant::now();
-        let lock_path = path.with_extension("lock");
-        let lock = lock(&lock_path, limit).await?;
+        let lock = lock(cache, limit).await?;
         // Another shim may have made it while we waited for the lock.
-        let image = match open_cached(&path)? {
-            Some(image) => Ok(image),
-            None => {
-                let left = limit.saturating_sub(begun.elapsed());
-                publish(build(&layers, mount_point, cache, left).await, &path).await
-            }
-        };
-        // Removed while locked: whoever waits for this inode finds the image in the next step.
-        let _ = std::fs::remove_file(&lock_path);
+        if let Some(image) = open_cached(&path)? {
+            return Ok(image);
+        }
+        let left = limit.saturating_sub(begun.elapsed());
+        let image = publish(build(&layers, mount_point, cache, left).await, &path).await;
         drop(lock);
         image
     }
@@ -315,22 +310,22 @@ fn reopen(file: &File, cache: &Path) -> Result<Image> {
     check(File::open(&path).map_err(cache_error("open an image in", cache))?, cache, false)
 }
 
-/// Two shims need not build the same image at the same time.
-async fn lock(path: &Path, limit: Duration) -> Result<File> {
+/// Two shims need not build the same image at the same time. The directory itself is the lock: a killed
+/// shim leaves no lock file behind, and images that are made one after the other are no later than
+/// images made at the same time by the same disk and processors.
+async fn lock(cache: &Path, limit: Duration) -> Result<File> {
     let begun = Instant::now();
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).write(true);
-    let file = options.open(path).map_err(cache_error("open", path))?;
-    while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    let dir = File::open(cache).map_err(cache_error("open", cache))?;
+    while let Err(error) = rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         if error != rustix::io::Errno::WOULDBLOCK {
-            return Err(cache_error("lock", path)(error.into()));
+            return Err(cache_error("lock", cache)(error.into()));
         }
         if begun.elapsed() > limit {
             return Err(RootfsError::Late(limit));
         }
         tokio::time::sleep(LOCK_POLL).await;
     }
-    Ok(file)
+    Ok(dir)
 }
 
 /// Gives a finished image its name: readers see all of it or nothing.

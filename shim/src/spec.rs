@@ -41,8 +41,11 @@ pub enum SpecError {
         source: serde_json::Error,
     },
     /// Nothing to run.
-    #[error("The specification has no process to run")]
+    #[error("The specification has no process to run: process or its args are missing")]
     NoProcess,
+    /// A directory that depends on where one is.
+    #[error("The process's cwd {0:?} is no absolute path")]
+    Cwd(String),
     /// The host's namespace was asked for.
     #[error("The host's {0} namespace is asked for: a pod in a machine of its own cannot have it")]
     HostNamespace(&'static str),
@@ -187,6 +190,7 @@ struct Spec {
 #[serde(default)]
 struct ProcessSpec {
     args: Option<Vec<String>>,
+    cwd: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -243,9 +247,10 @@ struct Memory {
 }
 
 fn check(spec: &Spec) -> Result<(), SpecError> {
-    let args = spec.process.as_ref().and_then(|process| process.args.as_deref()).unwrap_or_default();
-    if args.is_empty() {
-        return Err(SpecError::NoProcess);
+    let process = spec.process.as_ref().filter(|process| process.args.iter().flatten().next().is_some());
+    let Some(process) = process else { return Err(SpecError::NoProcess) };
+    if !process.cwd.starts_with('/') {
+        return Err(SpecError::Cwd(process.cwd.clone()));
     }
     let namespace = |kind: &str| spec.linux.namespaces.iter().find(|entry| entry.kind == kind);
     for kind in ["network", "pid", "ipc"] {

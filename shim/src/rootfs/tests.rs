@@ -123,11 +123,10 @@ fn a_file_that_is_no_image_is_refused_and_removed() {
 #[tokio::test]
 async fn one_builder_at_a_time() {
     let dir = scratch("lock");
-    let path = dir.join("k.lock");
-    let held = lock(&path, Duration::from_secs(1)).await.unwrap();
-    let second = lock(&path, Duration::from_millis(50)).await;
+    let held = lock(&dir, Duration::from_secs(1)).await.unwrap();
+    let second = lock(&dir, Duration::from_millis(50)).await;
     assert!(matches!(second, Err(RootfsError::Late(_))));
     drop(held);
-    lock(&path, Duration::from_secs(1)).await.unwrap();
+    lock(&dir, Duration::from_secs(1)).await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
 }

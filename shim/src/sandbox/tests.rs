@@ -97,7 +97,7 @@ impl ImageSource for FakeImages {
     }
 }
 
-const SPEC: &str = r#"{"process": {"args": ["/bin/true"]}, "root": {"path": "rootfs"}, "hostname": "h",
+const SPEC: &str = r#"{"process": {"args": ["/bin/true"], "cwd": "/"}, "root": {"path": "rootfs"}, "hostname": "h",
     "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]}}"#;
 
 impl Bench {

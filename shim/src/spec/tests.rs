@@ -51,7 +51,10 @@ fn what_ctr_writes_is_taken() {
 fn no_process() {
     let text = refused(|spec| spec["process"] = Value::Null);
     assert!(text.contains("no process"), "{text}");
-    refused(|spec| spec["process"]["args"] = json!([]));
+    let text = refused(|spec| spec["process"]["args"] = json!([]));
+    assert!(text.contains("args"), "{text}");
+    let text = refused(|spec| spec["process"]["cwd"] = json!("relative"));
+    assert!(text.contains("cwd") && text.contains("relative"), "{text}");
 }
 
 #[test]
