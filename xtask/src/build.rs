@@ -21,12 +21,23 @@ pub(crate) fn release_dir(top: &Path) -> PathBuf {
 /// The shim and the agent.
 pub(crate) fn binaries(top: &Path) -> Result<()> {
     say("release binaries of shim and agent (about 6 minutes when nothing is built yet)");
+    run(cargo_static(top).args(["-p", "hull-agent", "-p", "containerd-shim-hull-v2"]))
+}
+
+/// The VMM's test program, which is also the first program of its guests; gives its path.
+pub(crate) fn kvm_boot(top: &Path) -> Result<PathBuf> {
+    run(cargo_static(top).args(["-q", "-p", "hull-vmm", "--example", "kvm_boot"]))?;
+    Ok(release_dir(top).join("examples/kvm_boot"))
+}
+
+/// `cargo build --release` for static programs.
+fn cargo_static(top: &Path) -> Command {
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(top).args(["build", "--release", "-p", "hull-agent", "-p", "containerd-shim-hull-v2"]);
-    cargo.args(["--target", TARGET, "--target-dir"]).arg(top.join("target/static"));
+    cargo.current_dir(top).args(["build", "--release", "--target", TARGET, "--target-dir"]);
+    cargo.arg(top.join("target/static"));
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
     cargo.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
-    run(&mut cargo)
+    cargo
 }
 
 /// The kernel (from the cache once it was built) and the root image, in `target/guest`.

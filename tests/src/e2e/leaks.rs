@@ -24,8 +24,11 @@ const DIRECTORIES: [(&str, usize); 6] = [
     ("/run/containerd/io.containerd.runtime.v2.task", 2),
     ("/var/lib/containerd/io.containerd.runtime.v2.task", 2),
     ("/run/hull", 3),
-    ("/var/lib/hull", 1),
+    ("/var/lib/hull", 2),
 ];
+
+/// Hull's cache of finished images, which is meant to stay.
+const IMAGE_CACHE: &str = "/var/lib/hull/images";
 
 /// Everything that pods own in the node, one line each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,6 +109,9 @@ fn mounts(all: &mut BTreeSet<String>) {
 fn entries(directory: &Path, depth: usize, all: &mut BTreeSet<String>) {
     for name in list(&directory.to_string_lossy()) {
         let path = directory.join(name);
+        if directory == Path::new(IMAGE_CACHE) && path.extension().is_some_and(|ending| ending == "erofs") {
+            continue;
+        }
         if depth > 1 && path.is_dir() {
             entries(&path, depth - 1, all);
         } else {
