@@ -102,8 +102,7 @@ impl Handoff {
 pub fn run(args: &Args) -> Result<(), DaemonError> {
     let handoff = Handoff::from_environment()?;
     let listener = take_listener().map_err(step("take over its socket"))?;
-    // Fails only for a group leader, which `start` has made us: then the group is our own already.
-    let _ = rustix::process::setsid();
+    rustix::process::setsid().map_err(step("make a session of its own"))?;
     let level = if handoff.debug { LogLevel::Debug } else { handoff.config.log_level };
     crate::log::install(Path::new("log"), level);
     // The bundle goes away with its container, which need not be the pod's last.

@@ -5,8 +5,9 @@
 //! everything else needs no entry, because it dies with the process: the machine, unnamed image files,
 //! pipes, private mount namespaces. /run is a tmpfs, so nothing is synced.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -63,7 +64,7 @@ impl Journal {
     /// # Errors
     /// What the kernel says about the directory or the file.
     pub fn open(dir: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&dir)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let file = OpenOptions::new().create(true).append(true).open(dir.join(FILE))?;
         Ok(Journal { dir, file: Some(file) })
     }

@@ -14,7 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -171,7 +171,9 @@ impl ImageSource for ImageCache {
     async fn image(&self, mounts: &[Mount], root_path: &Path, mount_point: &Path) -> Result<Image> {
         let (cache, limit) = (self.dir.as_path(), self.limit);
         let layers = layers(mounts, root_path)?;
-        std::fs::create_dir_all(cache).map_err(cache_error("make", cache))?;
+        // Images hold what only root may read in the layers.
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(cache).map_err(cache_error("make", cache))?;
         if layers.mutable {
             let file = build(&layers, mount_point, cache, limit).await?;
             return reopen(&file, cache);
