@@ -112,8 +112,12 @@ impl Configured {
         clock.step("devices");
         let vcpus = vcpus(&system, &vm, self.sizes.vcpus)?;
         clock.step("vcpus");
-        let shared =
-            Arc::new(Shared { control: Arc::clone(&control), ports, registers, exits: Exits::default() });
+        let shared = Arc::new(Shared {
+            control: Arc::clone(&control),
+            ports,
+            registers,
+            exits: Arc::new(Exits::default()),
+        });
         let hardware = Hardware {
             slots,
             layers: LayerDisk::new(layers),
@@ -151,7 +155,7 @@ impl Wired {
 
 impl Planned {
     /// Starts the vCPU threads. Should one not start, dropping the hardware ends those before it.
-    pub fn run(self, clock: &mut BootClock) -> Result<(Hardware, Arc<Shared>), MachineError> {
+    pub fn run(self, clock: &mut BootClock) -> Result<(Hardware, Arc<Exits>), MachineError> {
         let Self { vcpus, shared, hardware } = self;
         let workers = hardware.spawner.workers().map_err(host("vCPU threads"))?;
         for vcpu in vcpus {
@@ -163,7 +167,7 @@ impl Planned {
             hardware.control.adopt(thread);
         }
         clock.step("run");
-        Ok((hardware, shared))
+        Ok((hardware, Arc::clone(&shared.exits)))
     }
 }
 

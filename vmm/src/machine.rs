@@ -22,9 +22,8 @@ use crate::devices::virtio::vsock::Vsock;
 use crate::error::MachineError;
 use crate::kvm::Stats;
 use crate::memory::GuestRam;
-use crate::metrics::{self, BootClock, BootSpan, DeviceMetrics, MachineMetrics};
+use crate::metrics::{self, BootClock, BootSpan, DeviceMetrics, Exits, MachineMetrics};
 use crate::thread::Spawner;
-use crate::vcpu::Shared;
 
 /// How long `stop` waits for vCPU threads: a vCPU leaves the guest within microseconds of a kick,
 /// and no register access takes longer than a device's reset.
@@ -36,7 +35,7 @@ pub struct Machine {
     control: Arc<Control>,
     layers: LayerDisk,
     vsock: Vsock,
-    shared: Arc<Shared>,
+    exits: Arc<Exits>,
     boot: Vec<BootSpan>,
     hardware: Mutex<Option<Hardware>>,
 }
@@ -87,12 +86,12 @@ impl Machine {
     pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
         let mut clock = BootClock::new();
         let configured = Configured::new(config, &mut clock)?;
-        let (hardware, shared) = configured.wire(&mut clock)?.plan(&mut clock)?.run(&mut clock)?;
+        let (hardware, exits) = configured.wire(&mut clock)?.plan(&mut clock)?.run(&mut clock)?;
         Ok(Self {
             control: Arc::clone(&hardware.control),
             layers: hardware.layers.clone(),
             vsock: hardware.vsock.clone(),
-            shared,
+            exits,
             boot: clock.into_spans(),
             hardware: Mutex::new(Some(hardware)),
         })
@@ -138,7 +137,7 @@ impl Machine {
             console_bytes_dropped = dropped.map_or(0, |dropped| dropped.load(Ordering::Relaxed));
         }
         let boot = self.boot.clone();
-        MachineMetrics { exits: self.shared.exits.counters(), kvm, devices, boot, console_bytes_dropped }
+        MachineMetrics { exits: self.exits.counters(), kvm, devices, boot, console_bytes_dropped }
     }
 
     fn hardware(&self) -> MutexGuard<'_, Option<Hardware>> {

@@ -30,8 +30,8 @@ pub struct Shared {
     pub ports: Bus,
     /// Device registers.
     pub registers: Bus,
-    /// Counters.
-    pub exits: Exits,
+    /// Counters; they outlive the machine's hardware.
+    pub exits: Arc<Exits>,
 }
 
 /// Runs the guest until the machine ends.
@@ -46,7 +46,7 @@ pub fn run(mut vcpu: Vcpu, shared: &Shared) {
 /// One stay in the guest and what it came back for. The reason to end the machine, if it is one.
 fn step(vcpu: &mut Vcpu, shared: &Shared) -> Option<MachineExit> {
     let index = vcpu.index();
-    let exits = &shared.exits;
+    let exits = &*shared.exits;
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(error) => match error.errno() {

@@ -20,6 +20,8 @@ use crate::sys::fd;
 const MAX_SEGMENTS: u16 = 32;
 /// Magic, 64-bit class, little endian, version 1.
 const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
+/// Holes below this are copied like data: a kernel has hundreds of single zero pages.
+const MIN_HOLE: u64 = 64 * 1024;
 /// First address that a kernel may occupy: behind the ACPI tables.
 const LOWEST: u64 = ACPI_TABLES + ACPI_LENGTH;
 
@@ -169,15 +171,20 @@ impl Segment {
     fn find_data(&self, file: &File, pieces: &mut Vec<Piece>) -> io::Result<()> {
         let end = self.offset.saturating_add(self.file_length);
         let mut at = self.offset;
+        let own = pieces.len();
         while at < end {
             let Some(data) = fd::next_data(file, at)? else { break };
             let start = (data.start - data.start % PAGE).max(at);
             let stop = data.end.checked_next_multiple_of(PAGE).unwrap_or(end).min(end);
-            if start < stop {
-                let address = self.address + (start - self.offset);
-                pieces.push(Piece { address, offset: start, length: stop - start });
-            }
             at = stop.max(data.end);
+            if start >= stop {
+                break;
+            }
+            let address = self.address + (start - self.offset);
+            match pieces.get_mut(own..).and_then(<[Piece]>::last_mut) {
+                Some(last) if last.joins(address, start) => last.length = stop - last.offset,
+                _ => pieces.push(Piece { address, offset: start, length: stop - start }),
+            }
         }
         Ok(())
     }
@@ -185,6 +192,14 @@ impl Segment {
     /// `parse` has checked that it does not overflow.
     fn end(&self) -> u64 {
         self.address + self.memory_length
+    }
+}
+
+impl Piece {
+    /// Whether what follows at `address` and `offset` is the same stretch behind a small hole.
+    fn joins(&self, address: u64, offset: u64) -> bool {
+        let gap = offset.checked_sub(self.offset + self.length).filter(|gap| *gap < MIN_HOLE);
+        gap.is_some_and(|gap| self.address + self.length + gap == address)
     }
 }
 

@@ -61,7 +61,7 @@ fn page_tables() -> Vec<u8> {
         tables.extend_from_slice(&(next | TABLE).to_le_bytes());
         tables.resize(tables.len().next_multiple_of(PAGE as usize), 0);
     }
-    tables.extend((0..ENTRIES).flat_map(|index| (index * HUGE_PAGE | LARGE_PAGE).to_le_bytes()));
+    tables.extend((0..ENTRIES).flat_map(|index| ((index * HUGE_PAGE) | LARGE_PAGE).to_le_bytes()));
     tables
 }
 
