@@ -31,7 +31,7 @@ pub(crate) fn kvm_boot(top: &Path) -> Result<PathBuf> {
 }
 
 /// `cargo build --release` for static programs.
-fn cargo_static(top: &Path) -> Command {
+pub(crate) fn cargo_static(top: &Path) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(top).args(["build", "--release", "--target", TARGET, "--target-dir"]);
     cargo.arg(top.join("target/static"));

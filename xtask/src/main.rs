@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line's output is its purpose")]
 
 mod arguments;
+mod bench;
 mod build;
 mod containerd;
 mod demo;
@@ -36,6 +37,7 @@ cargo xtask VERB [OPTION…]
                                          end-to-end suites in a node, under Hull or another runtime
   test [FILTER…]                         every suite, or those whose name contains a FILTER
   demo                                   a container in its own machine, shown
+  bench [pods|memory|boot|disk …]        measurements against runc and QEMU, instruction-counted
   prepush                                format, clippy, imports, paths, unsafe code";
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn run() -> Result<ExitCode> {
         "node" => return node::run(&top, arguments),
         "e2e" => return e2e::run(&top, arguments),
         "test" => return suites::run_all(&top, arguments),
+        "bench" => return bench::run_all(&top, arguments),
         _ => arguments.none_left()?,
     }
     match verb.as_str() {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 pub(crate) const HULL: &str = "io.containerd.hull.v2";
 pub(crate) const RUNC: &str = "io.containerd.runc.v2";
-pub(crate) const IMAGE: &str = "docker.io/library/busybox:hull";
+pub(crate) const IMAGE: &str = "hull.test/busybox:latest";
 
 /// Runs a program to its end; gives the seconds that it took. It has to succeed.
 pub(crate) fn seconds(words: &[&str]) -> Result<f64> {
