@@ -96,12 +96,10 @@ impl HostEnd {
         let mut skip = if self.parked.is_empty() { self.send(payload)? } else { 0 };
         let sent = skip;
         for segment in payload {
-            match segment.offset(skip) {
-                Ok(rest) => {
-                    self.parked.push(&rest);
-                    skip = 0;
-                }
-                Err(_) => skip = skip.saturating_sub(segment.len()), // sent as a whole
+            if skip >= segment.len() {
+                skip -= segment.len(); // sent as a whole, which is the rule
+            } else if let Ok(rest) = segment.offset(std::mem::take(&mut skip)) {
+                self.parked.push(&rest);
             }
         }
         Ok(sent)
