@@ -106,12 +106,12 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Kills every process in it.
+    /// Kills every process in it. A group that is gone has none.
     ///
     /// # Errors
     /// [`CgroupError::File`].
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.kill", "1")
+        if self.is_gone() { Ok(()) } else { self.write("cgroup.kill", "1") }
     }
 
     /// Waits until no process is left.
@@ -119,7 +119,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::TimedOut`] or [`CgroupError::File`].
     pub async fn wait_until_empty(&self) -> Result<(), CgroupError> {
-        self.wait_for("populated", 0, "end").await
+        if self.is_gone() { Ok(()) } else { self.wait_for("populated", 0, "end").await }
     }
 
     /// Freezes it and waits until everything in it stands still. A freeze that does not come about
@@ -195,6 +195,11 @@ impl Cgroup {
             pids_limit: limit_or_none(&read("pids.max")),
             io: io_stats(&read("io.stat")),
         })
+    }
+
+    /// libcontainer removes the group of a container that it could not make.
+    fn is_gone(&self) -> bool {
+        !self.path.exists()
     }
 
     async fn wait_for(&self, key: &str, value: u64, what: &'static str) -> Result<(), CgroupError> {

@@ -84,9 +84,8 @@ fn explain(error: &dyn std::error::Error, causes: &[String], dir: &Path) -> Stri
         root = source;
     }
     let text = root.to_string();
-    let text = text.rsplit("exec process failed with error ").next().unwrap_or(&text).to_owned();
-    if text.starts_with("exec: ") {
-        return text; // of `program`, complete
+    if let Some(program) = text.find("exec: ").and_then(|at| text.get(at..)) {
+        return program.into(); // of `program`, complete
     }
     match causes.first() {
         Some(cause) if cause.starts_with("failed to chdir") => explain_cwd(cause, dir),
@@ -192,7 +191,7 @@ mod tests {
     #[test]
     fn explanations_carry_the_root_and_the_first_cause() {
         let program = "exec: \"/x\": stat /x: no such file or directory";
-        let inner = failure(&format!("exec process failed with error {program}"), None);
+        let inner = failure(&format!("error in executing process : {program}"), None);
         let error = failure("failed to create container", Some(inner));
         assert_eq!(explain(&error, &["noise".into()], Path::new("/")), program);
 

@@ -33,7 +33,7 @@ use rustix::thread::{
 
 use super::channel::{Channel, Report};
 use super::program::{self, reason};
-use crate::sys::process::{Forked, exit_now, fork_sibling};
+use crate::sys::process::{Forked, SingleThread, exit_now, fork_sibling};
 
 /// `DEVPTS_SUPER_MAGIC`
 const DEVPTS_MAGIC: i64 = 0x1cd1;
@@ -76,6 +76,7 @@ fn exec(arguments: &Arguments, channel: &Channel) -> Result<Pid, String> {
         return Err("the agent sent no process handle".into());
     }
     let init = descriptors.remove(0);
+    let alone = SingleThread::check().map_err(|error| error.to_string())?;
     join_cgroup(arguments)?;
     set_oom_score(&plan.process)?;
     let spaces = ThreadNameSpaceType::MOUNT
@@ -85,7 +86,7 @@ fn exec(arguments: &Arguments, channel: &Channel) -> Result<Pid, String> {
     move_into_thread_name_spaces(init.as_fd(), spaces).map_err(failed("join the container's namespaces"))?;
     drop(init);
     let (outcome, verdict) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe"))?;
-    match fork_sibling().map_err(|error| format!("fork failed: {}", reason(&error)))? {
+    match fork_sibling(alone).map_err(|error| format!("fork failed: {}", reason(&error)))? {
         Forked::Child => {
             drop(outcome);
             let text = become_process(&plan, descriptors, channel);

@@ -22,18 +22,33 @@ pub enum Forked {
     Child,
 }
 
+/// Proof that this process has one thread. Taken before `setns`, behind which /proc is another's;
+/// nothing in a helper process makes a thread afterwards.
+#[derive(Debug)]
+pub struct SingleThread(());
+
+impl SingleThread {
+    /// Counts the threads.
+    ///
+    /// # Errors
+    /// The kernel's; `EBUSY` if there are more.
+    pub fn check() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        }
+    }
+}
+
 /// Forks a child whose parent is the caller's parent, and which lives in the process namespace
 /// that the caller's last `setns` named.
 ///
 /// # Errors
-/// The kernel's; `EBUSY` if the caller has more than one thread.
-pub fn fork_sibling() -> io::Result<Forked> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+/// The kernel's.
+pub fn fork_sibling(_: SingleThread) -> io::Result<Forked> {
     let flags = libc::CLONE_PARENT as libc::c_ulong;
     // SAFETY: with no CLONE_VM and no stack the child gets a copy of this process, as with fork(2);
-    // the process has one thread (checked above), so no lock can be held by a thread that the copy
+    // the process has one thread (SingleThread), so no lock can be held by a thread that the copy
     // lacks.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
     Ok(match i32::try_from(pid).ok().and_then(Pid::from_raw) {
