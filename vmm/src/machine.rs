@@ -8,7 +8,7 @@
 //! end through [`Machine::exited`] and decides when to let go.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -65,16 +65,26 @@ impl Slot {
     fn transport(&self) -> MutexGuard<'_, Transport> {
         self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Stops the device; gives up where a vCPU thread that could not be joined holds it.
+    fn shut_down(&self) {
+        match self.transport.try_lock() {
+            Ok(mut transport) => transport.shut_down(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().shut_down(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
 }
 
 impl Drop for Hardware {
     fn drop(&mut self) {
         self.control.end(MachineExit::Stopped);
-        self.control.join_vcpus(Instant::now() + STOP_DEADLINE);
-        // The vCPUs are gone, so no device is activated again.
-        for slot in &self.slots {
-            slot.transport().shut_down();
+        let busy = self.control.join_vcpus(Instant::now() + STOP_DEADLINE);
+        if busy > 0 {
+            tracing::error!(busy, "vCPU threads do not end; they keep the guest's memory");
         }
+        // No device is activated again: the vCPUs are gone, and `metrics` waits for `stop`.
+        self.slots.iter().for_each(Slot::shut_down);
     }
 }
 
@@ -87,12 +97,16 @@ impl Machine {
         let mut clock = BootClock::new();
         let configured = Configured::new(config, &mut clock)?;
         let (hardware, exits) = configured.wire(&mut clock)?.plan(&mut clock)?.run(&mut clock)?;
+        let boot = clock.into_spans();
+        for BootSpan { name, took, .. } in &boot {
+            tracing::debug!(step = name, ?took, "machine start");
+        }
         Ok(Self {
             control: Arc::clone(&hardware.control),
             layers: hardware.layers.clone(),
             vsock: hardware.vsock.clone(),
             exits,
-            boot: clock.into_spans(),
+            boot,
             hardware: Mutex::new(Some(hardware)),
         })
     }
@@ -118,7 +132,9 @@ impl Machine {
     /// Ends the machine if it still runs, joins its threads and frees its memory. Idempotent;
     /// returns within seconds, usually milliseconds.
     pub fn stop(&self) {
-        drop(self.hardware().take());
+        // With the lock held all the while, so that a second caller returns when all is gone, too.
+        let mut hardware = self.hardware();
+        drop(hardware.take());
     }
 
     /// All counters. After `stop` those of the devices are gone.

@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::control::{Control, MachineExit};
 use crate::seccomp::{self, Allowed};
@@ -22,6 +23,11 @@ use crate::sys::signal;
 
 /// Stack of each thread: the deepest call chain needs a tenth of it.
 const STACK_BYTES: usize = 256 * 1024;
+
+/// How long the drop waits for `hull-spawn`, which has nothing to do but to notice.
+const SPAWNER_LIMIT: Duration = Duration::from_secs(1);
+/// Pause between two looks at a thread that is to end.
+const JOIN_INTERVAL: Duration = Duration::from_micros(200);
 
 type Body = Box<dyn FnOnce() + Send>;
 
@@ -102,13 +108,29 @@ impl Spawner {
 }
 
 impl Drop for Spawner {
-    /// All devices have been reset by now, so no other handle is left and the thread ends.
+    /// All devices have been shut down by now, so no other handle is left and the thread ends; but
+    /// for one that hangs on a vCPU thread which could not be joined.
     fn drop(&mut self) {
         self.workers = None;
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            join_within(thread, SPAWNER_LIMIT);
         }
     }
+}
+
+/// Joins a thread that has been told to end. Past the deadline it is left to itself, with what it
+/// holds: it then hangs in the host's kernel, which no signal would help. Whether it was joined.
+pub fn join_within(thread: JoinHandle<()>, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(JOIN_INTERVAL);
+    }
+    // A panic was reported where it happened.
+    let _ = thread.join();
+    true
 }
 
 fn builder(name: &str) -> std::thread::Builder {
@@ -155,6 +177,15 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn joining_ends_at_the_limit() {
+        let (release, wait) = channel::<()>();
+        let thread = std::thread::spawn(move || while wait.recv().is_ok() {});
+        assert!(!join_within(thread, Duration::from_millis(20)));
+        drop(release);
+        assert!(join_within(std::thread::spawn(|| ()), Duration::from_secs(10)));
+    }
 
     #[test]
     fn a_panic_in_a_worker_fails_the_machine() {

@@ -110,8 +110,9 @@ fn run() -> Outcome {
 /// From the call of `Machine::start` to the power-off that is the guest's first act in userspace.
 fn measure(place: &Place, count: u32) -> Outcome {
     for _ in 0..count {
+        let config = place.config(guest::Role::Off)?;
         let begin = Instant::now();
-        let machine = Machine::start(place.config(guest::Role::Off)?)?;
+        let machine = Machine::start(config)?;
         let exit = wait(&machine)?;
         let total = begin.elapsed();
         let metrics = machine.metrics();

@@ -10,8 +10,9 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -23,6 +24,7 @@ use super::request::{self, Command, Malformed, Request};
 use super::{Counters, Extents, ID_LENGTH, SYSCALLS};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt};
 use crate::memory::GuestRam;
+use crate::thread::join_within;
 
 /// epoll's names for the two descriptors.
 const KICK: u64 = 0;
@@ -39,8 +41,15 @@ pub(super) struct Disk {
 #[derive(Debug)]
 pub(super) struct Worker {
     thread: JoinHandle<()>,
-    stop: EventFd,
+    /// Set before `wake`: seen between two requests, so that a guest which keeps the queue full
+    /// cannot keep the thread.
+    stop: Arc<AtomicBool>,
+    wake: EventFd,
 }
+
+/// How long `stop` waits for the one read that may be under way. A host file system that takes
+/// longer has hung; the thread then keeps its memory and file until that read comes back.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Starts serving.
@@ -50,16 +59,17 @@ impl Worker {
         let Ok([ActiveQueue { queue, kick }]) = <[ActiveQueue; 1]>::try_from(queues) else {
             return Err(ActivateError::QueueCount { expected: 1, found });
         };
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(descriptor("stop eventfd"))?;
+        let wake = EventFd::new(EFD_NONBLOCK).map_err(descriptor("stop eventfd"))?;
+        let stop = Arc::new(AtomicBool::new(false));
         let epoll = Epoll::new().map_err(descriptor("epoll"))?;
         // Edge-triggered: each kick is a new edge, so the counter need not be read back.
         let watch = |fd: &EventFd, events, data| {
             epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, data))
         };
         watch(&kick, EventSet::IN | EventSet::EDGE_TRIGGERED, KICK)
-            .and_then(|()| watch(&stop, EventSet::IN, STOP))
+            .and_then(|()| watch(&wake, EventSet::IN, STOP))
             .map_err(descriptor("epoll entry"))?;
-        let mut server = Server { disk, memory, queue, interrupt };
+        let mut server = Server { disk, memory, queue, interrupt, stop: Arc::clone(&stop) };
         let thread = workers
             .spawn(name, SYSCALLS, move || {
                 // Owned by the thread, so that the watched descriptor stays open as long as it.
@@ -67,15 +77,15 @@ impl Worker {
                 server.serve(&epoll);
             })
             .map_err(|source| ActivateError::Thread { name: name.to_owned(), source })?;
-        Ok(Self { thread, stop })
+        Ok(Self { thread, stop, wake })
     }
 
-    /// Ends the thread. Waits for at most the one read that is under way.
+    /// Ends the thread, within [`STOP_LIMIT`].
     pub fn stop(self) {
+        self.stop.store(true, Ordering::SeqCst);
         // An eventfd only refuses when its counter is full, and then the thread is awake anyway.
-        let _ = self.stop.write(1);
-        // A panic was reported where it happened.
-        let _ = self.thread.join();
+        let _ = self.wake.write(1);
+        join_within(self.thread, STOP_LIMIT);
     }
 }
 
@@ -88,6 +98,7 @@ struct Server {
     memory: GuestRam,
     queue: Queue,
     interrupt: Interrupt,
+    stop: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -99,16 +110,18 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => return,
             };
-            if events.iter().take(ready).any(|event| event.data() == STOP) {
-                return;
-            }
-            if self.drain().is_err() {
+            let told = events.iter().take(ready).any(|event| event.data() == STOP);
+            if told || self.drain().is_err() || self.stopping() {
                 return;
             }
         }
     }
 
-    /// Serves until the queue is empty and the driver will notify again.
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Serves until the queue is empty and the driver will notify again, or the device is stopped.
     fn drain(&mut self) -> Result<(), virtio_queue::Error> {
         let ram = self.memory.clone();
         let memory = ram.view();
@@ -121,6 +134,9 @@ impl Server {
                 if self.queue.needs_notification(memory)? {
                     // Refused only while the machine goes.
                     let _ = self.interrupt.signal_used_queue();
+                }
+                if self.stopping() {
+                    return Ok(());
                 }
             }
             if !self.queue.enable_notification(memory)? {
