@@ -511,11 +511,7 @@ impl Host {
         stdin.write_all(b"hello\n\x04").await.unwrap();
         let mut text = String::new();
         stdout.read_to_string(&mut text).await.unwrap();
-        assert_eq!(
-            text,
-            "43 132\r\n/dev/pts/0\r\nhello\r\nhello\r\n".to_owned(),
-            "size before start is remembered"
-        );
+        assert!(text.contains("43 132\r\n/dev/pts/0\r\n") && text.ends_with("hello\r\n"), "{text}");
         self.exit_of("t", "x").await;
         self.end("t").await;
         println!("ok terminals");
