@@ -24,6 +24,8 @@ pub struct Container {
     pub image: Option<ImageSlot>,
     /// Somebody asked to delete it while it was still being created.
     pub abandoned: bool,
+    /// containerd has been told that it is deleted; the guest is still cleaning up.
+    pub deleted: bool,
 }
 
 impl Container {
@@ -36,6 +38,7 @@ impl Container {
             execs: BTreeMap::new(),
             image: None,
             abandoned: false,
+            deleted: false,
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! take over listener -> own session -> log fifo -> journal -> serve --+-> the pod is over
 //!                                                                      +-> SIGTERM, SIGINT
-//! then: machine down -> events flushed -> socket and journal removed -> exit
+//! then: socket and journal removed -> machine stopped, events flushed -> exit
 //! ```
 //! One thread runs everything but the machine's own threads and short-lived blocking work.
 
@@ -19,7 +19,7 @@ use std::time::Duration;
 use containerd_shim_protos::shim_async::create_task;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
@@ -29,7 +29,7 @@ use crate::events::EventQueue;
 use crate::journal::{self, Journal};
 use crate::rootfs::{self, ImageCache};
 use crate::sandbox::vm::KvmBooter;
-use crate::sandbox::{Means, Pod, PodIdentity};
+use crate::sandbox::{Means, Pod, PodIdentity, Remains};
 use crate::task::TaskService;
 
 /// Threads for work that blocks: making images, starting and stopping the machine.
@@ -38,6 +38,12 @@ const MAX_BLOCKING_THREADS: usize = 4;
 const BLOCKING_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long the last events may take to reach containerd; it may be gone itself.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long the machine may take to stop in good order.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Turns of the scheduler that a reply needs from its handler to the socket, with room to spare.
+const YIELDS_FOR_LAST_REPLY: u32 = 32;
 
 /// Why the daemon could not serve. Seen only by who runs it by hand: its stderr is /dev/null.
 #[derive(Debug, thiserror::Error)]
@@ -152,12 +158,24 @@ async fn serve(args: &Args, handoff: Handoff, listener: UnixListener) -> Result<
     server.start().await.map_err(DaemonError::Serve)?;
     info!(group = handoff.group.as_str(), pid, "serving");
 
-    let mut journal = wait(pod, over).await;
-    // From here on a new `start` of this group makes a new daemon.
+    let mut remains = wait(pod, over).await;
+    // From here on a new `start` of this group makes a new daemon, and `delete` has nothing to do.
     let _ = std::fs::remove_file(&handoff.socket);
+    remains.journal.close();
     server.stop_listen().await;
-    publisher.flush(FLUSH_DEADLINE).await;
-    journal.close();
+    // The answer to Shutdown is still on its way through the server's tasks.
+    for _ in 0..YIELDS_FOR_LAST_REPLY {
+        tokio::task::yield_now().await;
+    }
+    let stop = async {
+        if let Some(guest) = remains.guest {
+            guest.machine.stop().await;
+        }
+    };
+    // Whatever is left after the deadlines ends with the process.
+    let (stopped, ()) =
+        tokio::join!(tokio::time::timeout(STOP_DEADLINE, stop), publisher.flush(FLUSH_DEADLINE));
+    debug!(machine_stopped = stopped.is_ok(), "the daemon ends");
     Ok(())
 }
 
@@ -169,15 +187,15 @@ fn services(service: &Arc<TaskService>) -> Vec<(String, ttrpc::r#async::Service)
 }
 
 /// Until the pod is over, by itself or because we are told to end.
-async fn wait(pod: Pod, mut over: tokio::sync::oneshot::Receiver<Journal>) -> Journal {
+async fn wait(pod: Pod, mut over: tokio::sync::oneshot::Receiver<Remains>) -> Remains {
     let mut terminate = signal(SignalKind::terminate()).ok();
     let mut interrupt = signal(SignalKind::interrupt()).ok();
     let mut user = signal(SignalKind::user_defined1()).ok();
     loop {
         tokio::select! {
-            journal = &mut over => return journal.unwrap_or_else(|_| {
-                warn!("the pod's owner ended without handing its journal over");
-                Journal::closed()
+            remains = &mut over => return remains.unwrap_or_else(|_| {
+                warn!("the pod's owner ended without handing over what remains");
+                Remains { journal: Journal::closed(), guest: None }
             }),
             () = received(&mut terminate) => { info!("SIGTERM: ending the pod"); pod.end().await; }
             () = received(&mut interrupt) => { info!("SIGINT: ending the pod"); pod.end().await; }

@@ -19,7 +19,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tracing::warn;
 
-use super::{IoError, Owner};
+use super::{IoError, Owner, percent_decode};
 
 /// Verb by which this binary runs itself to become the logging program.
 pub const LOGGER_VERB: &str = "exec-logger";
@@ -96,33 +96,11 @@ fn parse(uri: &str) -> Option<(String, Vec<String>)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let arguments = pairs.flat_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        [decode(key), decode(value)]
+        // In a query, a plus is a space.
+        [key, value].map(|word| percent_decode(&word.replace('+', " ")))
     });
     // Go appends a value only if there is one.
-    Some((decode(path), arguments.filter(|word| !word.is_empty()).collect()))
-}
-
-/// Percent-decoding of a URI's part.
-fn decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let escaped = (first == b'%').then(|| tail.get(..2)).flatten();
-        let value = escaped
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match value {
-            Some(value) => {
-                bytes.push(value);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(if first == b'+' { b' ' } else { first });
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    Some((percent_decode(path), arguments.filter(|word| !word.is_empty()).collect()))
 }
 
 /// Becomes the logging program: moves the streams from 0, 1 and 2 to 3, 4 and 5.

@@ -193,9 +193,27 @@ fn sink(uri: &str) -> Result<Option<copy::Sink>, IoError> {
         return Ok(None);
     }
     match uri.split_once("://") {
-        Some(("file", path)) => Ok(Some(copy::Sink::File(fifo::open_file(Path::new(path))?))),
+        Some(("file", path)) => {
+            let path = percent_decode(path);
+            Ok(Some(copy::Sink::File(fifo::open_file(Path::new(&path))?)))
+        }
         _ => Ok(Some(fifo::open_output(fifo_path(uri)?)?)),
     }
+}
+
+/// Bytes that a URI spells as `%20`.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).filter(|digits| first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let value = digits
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(value.unwrap_or(first));
+        rest = if value.is_some() { tail.get(2..).unwrap_or_default() } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

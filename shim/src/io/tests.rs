@@ -152,8 +152,9 @@ async fn output_that_nobody_reads_delays_delete_only_so_long() {
 #[tokio::test]
 async fn files_are_appended_to() {
     let pair = Pair::new("file");
-    let path = pair.dir.join("sub/log");
-    let uri = format!("file://{}", path.display());
+    let path = pair.dir.join("a sub+dir/log");
+    // As Go writes it.
+    let uri = format!("file://{}", path.display()).replace(' ', "%20");
     let paths = StdioPaths { stdout: uri.clone(), stderr: uri, ..Default::default() };
     let (io, ids) = ProcessIo::open(&paths, OWNER, &pair.broker).await.unwrap();
     for (id, text) in [(ids.stdout, "out"), (ids.stderr, "err")] {

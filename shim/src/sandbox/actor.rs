@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::guest::{BootPlan, Booter, Guest, ImageSource, died};
 use super::ops::{self, Created, GuestStatus};
@@ -73,12 +73,30 @@ pub enum Done {
     ProcessCreated(Target, Result<ProcessIo>, Reply<()>),
     /// A start.
     Started(Target, Result<()>, Reply<()>),
-    /// A deletion; it cannot fail.
+    /// A deletion, as far as containerd is concerned; it cannot fail.
     Deleted(Target, Reply<Exited>),
+    /// The guest's part of a container's deletion, which nobody waits for.
+    Swept(String),
     /// Frozen.
     Paused(String, Result<()>, Reply<()>),
     /// Thawed.
     Resumed(String, Result<()>, Reply<()>),
+}
+
+impl Done {
+    /// Name for the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Done::Booted(..) => "boot",
+            Done::ContainerCreated(..) => "Create",
+            Done::ProcessCreated(..) => "Exec",
+            Done::Started(..) => "Start",
+            Done::Deleted(..) => "Delete",
+            Done::Swept(..) => "sweep",
+            Done::Paused(..) => "Pause",
+            Done::Resumed(..) => "Resume",
+        }
+    }
 }
 
 /// What happens by itself.
@@ -123,8 +141,8 @@ impl Actor {
         Actor { identity, config, means, events, journal, mailbox, phase, guest, containers, deadline }
     }
 
-    /// Serves until the pod is over; returns the journal, whose last entries the daemon releases.
-    pub async fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> Journal {
+    /// Serves until the pod is over.
+    pub async fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> Remains {
         while self.phase != Phase::Ending {
             let deadline = self.deadline;
             let idle = async {
@@ -141,14 +159,23 @@ impl Actor {
                 () = idle => self.end("nobody needs it"),
             }
         }
-        self.tear_down().await
+        self.remains()
     }
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Command(command) => self.request(command),
-            Message::Done(done) => self.done(done),
-            Message::News(News::Agent(event)) => self.agent_event(event),
+            Message::Command(command) => {
+                debug!(request = command.name(), "asked");
+                self.request(command);
+            }
+            Message::Done(done) => {
+                debug!(operation = done.name(), "done");
+                self.done(done);
+            }
+            Message::News(News::Agent(event)) => {
+                debug!(?event, "the guest reports");
+                self.agent_event(event);
+            }
             Message::News(News::MachineDied(reason)) => self.machine_died(&reason),
         }
     }
@@ -160,6 +187,7 @@ impl Actor {
             Done::ProcessCreated(target, result, reply) => self.process_created(target, result, reply),
             Done::Started(target, result, reply) => self.started(target, result, reply),
             Done::Deleted(target, reply) => self.deleted(&target, reply),
+            Done::Swept(id) => self.swept(&id),
             Done::Paused(id, result, reply) => {
                 self.frozen(&id, Step::Paused, result, reply);
             }
@@ -265,24 +293,31 @@ impl Actor {
         self.step(state::Event::End);
     }
 
-    /// Whether a Shutdown may end the pod: containers whose creation was given up do not count.
+    /// Whether a Shutdown may end the pod: containers that containerd has given up or deleted do not
+    /// count.
     fn is_empty(&self) -> bool {
-        self.containers.values().all(|container| container.abandoned)
+        self.containers.values().all(|container| container.abandoned || container.deleted)
     }
 
-    /// What is still there has exited with the machine; containerd learns of it.
-    async fn tear_down(mut self) -> Journal {
+    /// What is still there has exited with the machine; containerd learns of it. The machine itself is
+    /// handed on: stopping it takes time that nobody should wait for.
+    fn remains(mut self) -> Remains {
+        self.all_exited();
         let guest = match &*self.guest.borrow() {
             GuestStatus::Ready(guest) => Some(guest.clone()),
             _ => None,
         };
-        self.all_exited();
-        // Deleting operations in flight end with the machine; their callers get `Ending`.
-        if let Some(guest) = guest {
-            guest.machine.stop().await;
-        }
-        self.journal
+        Remains { journal: self.journal, guest }
     }
+}
+
+/// What a pod that is over leaves to the daemon.
+#[derive(Debug)]
+pub struct Remains {
+    /// To be closed.
+    pub journal: Journal,
+    /// To be stopped.
+    pub guest: Option<Guest>,
 }
 
 /// Hands the agent's events on until the connection ends; says why it did.

@@ -27,7 +27,7 @@ pub mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use actor::{Means, PodIdentity};
+pub use actor::{Means, PodIdentity, Remains};
 
 /// Requests that may wait in the mailbox: more than containerd ever has under way.
 const MAILBOX_LENGTH: usize = 256;
@@ -115,6 +115,30 @@ pub enum Command {
     LogSummary,
 }
 
+impl Command {
+    /// Name for the log.
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Create(..) => "Create",
+            Command::Start(..) => "Start",
+            Command::Delete(..) => "Delete",
+            Command::Wait(..) => "Wait",
+            Command::Kill(..) => "Kill",
+            Command::Exec(..) => "Exec",
+            Command::Resize(..) => "ResizePty",
+            Command::CloseStdin(..) => "CloseIO",
+            Command::State(..) => "State",
+            Command::Exists(..) => "Exists",
+            Command::Pause(..) => "Pause",
+            Command::Resume(..) => "Resume",
+            Command::Update(..) => "Update",
+            Command::Stats(..) => "Stats",
+            Command::Shutdown(..) => "Shutdown",
+            Command::LogSummary => "LogSummary",
+        }
+    }
+}
+
 /// The handle.
 #[derive(Debug, Clone)]
 pub struct Pod {
@@ -124,14 +148,14 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Starts the actor. The receiver gets the journal back when the pod is over.
+    /// Starts the actor. The receiver gets what remains when the pod is over.
     pub fn start(
         identity: PodIdentity,
         config: std::sync::Arc<crate::config::Config>,
         means: Means,
         events: crate::events::EventQueue,
         journal: Journal,
-    ) -> (Self, oneshot::Receiver<Journal>) {
+    ) -> (Self, oneshot::Receiver<Remains>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX_LENGTH);
         let shim_pid = identity.shim_pid;
         let (over, is_over) = oneshot::channel();

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::guest::{Guest, ImageSlot, ImageSource};
 use super::{ExecTask, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::io::{Owner, ProcessIo, StdioPaths};
 use crate::sandbox::vm::BootError;
 use crate::spec::ContainerSpec;
@@ -149,34 +149,30 @@ pub async fn start(target: Target, guest: Guest) -> Result<()> {
     started
 }
 
-/// Forgets a process: its output reaches its reader or is thrown away, the guest drops what it holds.
-/// Never fails: a guest that does not answer must not keep a record alive.
-pub async fn delete(
-    target: Target,
-    io: Option<ProcessIo>,
-    drain: Duration,
-    image: Option<ImageSlot>,
-    guest: Option<Guest>,
-) {
-    let Some(guest) = guest.filter(|guest| !guest.is_dead()) else {
-        // What the machine had sent before it died is on its way without it.
-        if let Some(io) = io {
-            io.drain(drain).await;
-        }
-        return;
-    };
+/// Deletes a process: its output reaches its reader or is thrown away; of a further process, the guest
+/// (given only then) forgets it. Never fails: a guest that does not answer must not keep a record alive.
+pub async fn delete_process(target: Target, io: Option<ProcessIo>, drain: Duration, guest: Option<Guest>) {
     if let Some(io) = io {
         io.drain(drain).await;
     }
-    match guest.call(guest.agent.delete(&target.id, &target.exec_id)).await {
-        Ok(()) | Err(Error::MachineGone(_)) => {}
-        Err(Error::Agent(error)) if error.is_not_found() => {}
-        Err(error) => {
-            let error = crate::error::chain(&error);
-            warn!(container = target.id.as_str(), error, "the guest did not clean up");
-        }
+    if let Some(guest) = guest {
+        delete_in_guest(&guest, &target.id, &target.exec_id).await;
     }
+}
+
+/// Lets the guest clean up after a container, then takes its image away.
+pub async fn sweep(id: String, image: Option<ImageSlot>, guest: Option<Guest>) {
+    let Some(guest) = guest else { return };
+    delete_in_guest(&guest, &id, "").await;
     if let Some(image) = image {
         guest.machine.unmap_image(image);
+    }
+}
+
+async fn delete_in_guest(guest: &Guest, id: &str, exec_id: &str) {
+    match guest.call(guest.agent.delete(id, exec_id)).await {
+        Ok(()) | Err(Error::MachineGone(_)) => {}
+        Err(Error::Agent(error)) if error.is_not_found() => {}
+        Err(error) => warn!(container = id, error = chain(&error), "the guest did not clean up"),
     }
 }

@@ -29,7 +29,7 @@ struct Bench {
     guest_events: mpsc::Sender<AgentEvent>,
     machine: Arc<FakeMachine>,
     events: mpsc::Receiver<TaskEvent>,
-    over: oneshot::Receiver<Journal>,
+    over: oneshot::Receiver<Remains>,
     boots: Arc<FakeBooter>,
     dir: PathBuf,
 }
@@ -37,7 +37,6 @@ struct Bench {
 struct FakeMachine {
     death: watch::Sender<Option<String>>,
     mapped: Mutex<Vec<ImageSlot>>,
-    stopped: AtomicU32,
 }
 
 #[async_trait]
@@ -53,7 +52,6 @@ impl MachinePort for FakeMachine {
         self.mapped.lock().unwrap().retain(|other| *other != slot);
     }
     async fn stop(&self) {
-        self.stopped.fetch_add(1, Ordering::Relaxed);
         self.death
             .send_if_modified(|death| death.is_none().then(|| *death = Some("stopped".to_owned())).is_some());
     }
@@ -115,7 +113,7 @@ impl Bench {
         std::fs::write(dir.join("config.json"), SPEC).unwrap();
         let (agent, guest_events) = FakeAgent::new();
         let (death, announced) = watch::channel(None);
-        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default(), stopped: AtomicU32::new(0) });
+        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default() });
         let guest = Guest {
             agent: agent.clone(),
             machine: machine.clone(),

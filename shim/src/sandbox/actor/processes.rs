@@ -2,6 +2,7 @@
 
 use super::requests::answer;
 use super::*;
+use crate::io::StdioPaths;
 
 impl Actor {
     pub(super) fn container_created(&mut self, id: String, result: Result<Created>, reply: Reply<()>) {
@@ -21,7 +22,8 @@ impl Actor {
             Err(error) => {
                 warn!(container = id, error = chain(&error), "Create failed");
                 let parked = std::mem::take(&mut container.init.parked);
-                self.remove_container(&id);
+                self.containers.remove(&id);
+                self.forget(&id);
                 answer(reply, Err(error));
                 parked.into_iter().for_each(|command| self.request(command));
             }
@@ -90,34 +92,51 @@ impl Actor {
         answer(reply, result);
     }
 
+    /// containerd's part of a deletion is over. What the guest holds of a container is cleaned up
+    /// behind the answer: a pod that ends now never needs it.
     pub(super) fn deleted(&mut self, target: &Target, reply: Reply<Exited>) {
+        let pid = self.identity.shim_pid;
         let Ok(container) = self.container(&target.id) else { return };
-        let process = if target.exec_id.is_empty() {
-            let container = self.remove_container(&target.id);
-            container.map(|container| container.init)
-        } else {
-            container.execs.remove(&target.exec_id)
-        };
-        let Some(mut process) = process else { return };
-        // What was deleted before it ever ran was killed for it.
-        let exit = process.exit.unwrap_or_else(|| Exited::now(MACHINE_DIED));
-        process.wake(exit);
-        if target.exec_id.is_empty() {
-            self.events.send(TaskEvent::delete(&target.id, self.identity.shim_pid, exit));
+        if !target.exec_id.is_empty() {
+            let Some(process) = container.execs.remove(&target.exec_id) else { return };
+            self.answer_delete(process, reply);
+            return;
         }
-        answer(reply, Ok(exit));
-        std::mem::take(&mut process.parked).into_iter().for_each(|command| self.request(command));
+        let image = container.image.take();
+        // The record keeps the id from being used again until the guest has forgotten it, too.
+        let process = std::mem::replace(&mut container.init, Process::new(StdioPaths::default()));
+        container.deleted = true;
+        let exit = process.exit.unwrap_or(Exited::now(MACHINE_DIED));
+        self.events.send(TaskEvent::delete(&target.id, pid, exit));
+        self.forget(&target.id);
+        self.answer_delete(process, reply);
+        let id = target.id.clone();
+        let sweep = ops::sweep(id.clone(), image, self.guest());
+        self.spawn(sweep, move |()| Done::Swept(id));
     }
 
-    fn remove_container(&mut self, id: &str) -> Option<Container> {
+    fn answer_delete(&mut self, mut process: Process, reply: Reply<Exited>) {
+        // What was deleted before it ever ran was killed for it.
+        let exit = process.exit.unwrap_or(Exited::now(MACHINE_DIED));
+        process.wake(exit);
+        answer(reply, Ok(exit));
+        process.parked.into_iter().for_each(|command| self.request(command));
+    }
+
+    pub(super) fn swept(&mut self, id: &str) {
         let container = self.containers.remove(id);
+        let parked = container.map(|container| container.init.parked);
+        parked.into_iter().flatten().for_each(|command| self.request(command));
+    }
+
+    /// containerd is done with a container: its journal entry ends, and the pod may have no use left.
+    fn forget(&mut self, id: &str) {
         if let Err(error) = self.journal.write(&Entry::ContainerGone { id: id.to_owned() }) {
             warn!(%error, "the journal cannot be written");
         }
-        if self.containers.is_empty() {
+        if self.is_empty() {
             self.deadline = Some(Instant::now() + self.config.timeouts.idle());
         }
-        container
     }
 
     /// Requests that came while an operation was under way, in their order.

@@ -1,5 +1,7 @@
 //! Requests: what each one checks, and what it sets going.
 
+use std::time::Duration;
+
 use hull_protocol::limits::{MAX_CONTAINERS, MAX_PROCESSES_PER_CONTAINER};
 
 use super::*;
@@ -51,6 +53,13 @@ impl Actor {
 
     /// Puts a command aside if its process is in transition and the command depends on what follows.
     fn park(&mut self, command: Command) -> Option<Command> {
+        if let Command::Create(task, _) = &command
+            && let Some(swept) = self.containers.get_mut(&task.id).filter(|container| container.deleted)
+        {
+            // The guest still cleans up after the last container of that name.
+            swept.init.parked.push(command);
+            return None;
+        }
         let target = match &command {
             Command::Start(target, _)
             | Command::Delete(target, _)
@@ -63,7 +72,7 @@ impl Actor {
             Command::Exec(task, _) => Target { id: task.target.id.clone(), exec_id: String::new() },
             _ => return Some(command),
         };
-        let Some(container) = self.containers.get_mut(&target.id) else { return Some(command) };
+        let Ok(container) = self.container(&target.id) else { return Some(command) };
         let creating = container.init.state == State::Creating;
         if creating && matches!(command, Command::Delete(..)) && target.exec_id.is_empty() {
             // The caller of Create has given up; a Shutdown that follows need not wait for it.
@@ -81,7 +90,8 @@ impl Actor {
     }
 
     pub(super) fn container(&mut self, id: &str) -> Result<&mut Container> {
-        self.containers.get_mut(id).ok_or_else(|| Error::NoSuchTask(id.to_owned()))
+        let known = self.containers.get_mut(id).filter(|container| !container.deleted);
+        known.ok_or_else(|| Error::NoSuchTask(id.to_owned()))
     }
 
     pub(super) fn process(&mut self, target: &Target) -> Result<&mut Process> {
@@ -304,28 +314,22 @@ impl Actor {
 
     fn delete(&mut self, target: Target, reply: Reply<Exited>) {
         match self.begin_delete(&target) {
-            Ok((io, drain, image)) => {
-                let operation = ops::delete(target.clone(), io, drain, image, self.guest());
+            Ok((io, drain)) => {
+                let guest = self.guest().filter(|_| !target.exec_id.is_empty());
+                let operation = ops::delete_process(target.clone(), io, drain, guest);
                 self.spawn(operation, move |()| Done::Deleted(target, reply));
             }
             Err(error) => answer(reply, Err(error)),
         }
     }
 
-    #[allow(clippy::type_complexity)] // three unrelated things, taken apart by the only caller
-    fn begin_delete(
-        &mut self,
-        target: &Target,
-    ) -> Result<(Option<ProcessIo>, std::time::Duration, Option<super::super::guest::ImageSlot>)> {
+    fn begin_delete(&mut self, target: &Target) -> Result<(Option<ProcessIo>, Duration)> {
         let drain = self.config.timeouts.drain();
-        let container = self.container(&target.id)?;
-        let process = container.process(&target.id, &target.exec_id)?;
-        // What never ran has nothing to say.
-        let drain = if process.started { drain } else { std::time::Duration::ZERO };
+        let process = self.process(target)?;
         process.step(Step::DeleteBegun, "deleted")?;
-        let io = process.io.take();
-        let image = if target.exec_id.is_empty() { container.image.take() } else { None };
-        Ok((io, drain, image))
+        // What never ran has nothing to say.
+        let drain = if process.started { drain } else { Duration::ZERO };
+        Ok((process.io.take(), drain))
     }
 
     fn status(&mut self, target: &Target) -> Result<Status> {

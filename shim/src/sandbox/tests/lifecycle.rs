@@ -18,8 +18,10 @@ async fn one_life_in_order() {
     assert_eq!(exit.status, 3);
     let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"];
     assert_eq!(bench.topics().await, expected);
+    bench.until_called("delete c/").await;
     let calls = bench.agent.calls();
     assert_eq!(calls, ["create c", "start c/", "exec c/e", "start c/e", "delete c/e", "delete c/"]);
+    tokio::task::yield_now().await;
     assert!(bench.machine.mapped.lock().unwrap().is_empty());
     let plan = bench.boots.plans.lock().unwrap()[0].clone();
     assert_eq!((plan.hello.pod_id.as_str(), plan.hello.hostname.as_str()), ("pod", "h"));
@@ -118,8 +120,7 @@ async fn a_second_container_joins_the_machine() {
     bench.delete("b", "").await.unwrap();
     bench.delete("c", "").await.unwrap();
     bench.pod.ask(|reply| Command::Shutdown(false, reply)).await.unwrap();
-    (&mut bench.over).await.unwrap();
-    assert_eq!(bench.machine.stopped.load(Ordering::Relaxed), 1);
+    assert!((&mut bench.over).await.unwrap().guest.is_some(), "somebody must stop the machine");
 }
 
 #[tokio::test]
@@ -216,8 +217,39 @@ async fn unneeded_pods_end_by_themselves() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(bench.over.try_recv().is_err());
     bench.delete("c", "").await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), &mut bench.over).await.unwrap().unwrap();
-    assert_eq!(bench.machine.stopped.load(Ordering::Relaxed), 1);
+    let remains = tokio::time::timeout(Duration::from_secs(5), &mut bench.over).await.unwrap().unwrap();
+    assert!(remains.guest.is_some());
+}
+
+#[tokio::test]
+async fn delete_does_not_wait_for_the_guest_but_the_same_id_does() {
+    let mut bench = Bench::new();
+    bench.create("c").await.unwrap();
+    let gate = bench.agent.gate("delete");
+    bench.delete("c", "").await.unwrap();
+    assert_eq!(bench.topics().await, ["create", "delete"]);
+    assert_eq!(bench.state("c", "").await.unwrap_err().code(), Code::NOT_FOUND);
+    assert_eq!(bench.delete("c", "").await.unwrap_err().code(), Code::NOT_FOUND);
+    assert_eq!(bench.machine.mapped.lock().unwrap().len(), 1);
+    let again = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(bench.agent.calls(), ["create c", "delete c/"]);
+        gate.add_permits(1);
+    };
+    let (created, ()) = tokio::join!(bench.create("c"), again);
+    created.unwrap();
+    assert_eq!(bench.agent.calls(), ["create c", "delete c/", "create c"]);
+    assert_eq!(bench.state("c", "").await.unwrap(), State::Created);
+}
+
+#[tokio::test]
+async fn a_pod_whose_guest_still_cleans_up_can_be_shut_down() {
+    let mut bench = Bench::new();
+    bench.create("c").await.unwrap();
+    bench.agent.gate("delete");
+    bench.delete("c", "").await.unwrap();
+    bench.pod.ask(|reply| Command::Shutdown(false, reply)).await.unwrap();
+    assert!((&mut bench.over).await.unwrap().guest.is_some());
 }
 
 #[tokio::test]
