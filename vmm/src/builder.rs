@@ -1,14 +1,18 @@
 //! The recipe: from a configuration to a running machine, one type for each phase.
 //!
 //! ```text
-//! Configured --wire--> Wired --plan--> Planned --run--> Parts of a running machine
+//! Configured --load--> Loaded --wire--> Wired --run--> Hardware of a running machine
+//!  files,               guest memory     devices,       vCPU threads
+//!  sizes                filled, VM       vCPUs
 //! ```
 //! Each step consumes the phase before, so nothing can be done twice or in the wrong order. If one
 //! fails, dropping what it had undoes all before.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
@@ -34,7 +38,7 @@ use crate::machine::{Hardware, Slot};
 use crate::memory::GuestRam;
 use crate::memory::layout::{PVPANIC, SERIAL_GSI, SERIAL_PORT, VIRTIO_GSI, VIRTIO_MMIO, VIRTIO_MMIO_LENGTH};
 use crate::metrics::{BootClock, Exits};
-use crate::plan::LaunchPlan;
+use crate::plan::{LaunchPlan, PlanError};
 use crate::seccomp;
 use crate::sys::signal;
 use crate::thread::Spawner;
@@ -54,24 +58,25 @@ pub(crate) struct Configured {
     sizes: Sizes,
     kernel: Kernel,
     root: Extents,
-    console: Option<std::os::fd::OwnedFd>,
+    console: Option<OwnedFd>,
     kind: MachineKind,
 }
 
-/// Phase 2: memory, devices and vCPUs exist.
+/// Phase 2: the guest's memory is filled as planned, and an empty VM exists.
 #[derive(Debug)]
-pub(crate) struct Wired {
+pub(crate) struct Loaded {
     sizes: Sizes,
-    kernel: Kernel,
-    console: bool,
-    vcpus: Vec<Vcpu>,
-    shared: Arc<Shared>,
-    hardware: Hardware,
+    root: Extents,
+    console: Option<OwnedFd>,
+    start: Registers,
+    system: System,
+    vm: Arc<Vm>,
+    ram: GuestRam,
 }
 
-/// Phase 3: the guest's memory is filled and the boot vCPU knows where to start.
+/// Phase 3: devices and vCPUs are in the VM, and the boot vCPU knows where to start.
 #[derive(Debug)]
-pub(crate) struct Planned {
+pub(crate) struct Wired {
     vcpus: Vec<Vcpu>,
     shared: Arc<Shared>,
     hardware: Hardware,
@@ -90,70 +95,70 @@ impl Configured {
         Ok(Self { sizes, kernel, root, console: config.console, kind: config.kind })
     }
 
-    pub fn wire(self, clock: &mut BootClock) -> Result<Wired, MachineError> {
+    /// Fills memory and makes the VM at the same time: KVM spends most of the latter waiting for
+    /// grace periods of the host's kernel.
+    pub fn load(self, clock: &mut BootClock) -> Result<Loaded, MachineError> {
         let system = System::open()?;
-        let vm = Arc::new(match self.kind {
-            MachineKind::Kvm => system.create_vm()?,
-        });
-        clock.step("vm");
+        let plan = self.plan()?;
         let ram = GuestRam::allocate(self.sizes.memory_mib)?;
-        ram.register(&vm)?;
         clock.step("memory");
+        let vm = std::thread::scope(|scope| {
+            let filling = std::thread::Builder::new()
+                .name("hull-load".into())
+                .spawn_scoped(scope, || plan.execute(&ram))
+                .map_err(host("thread hull-load"))?;
+            let vm = match self.kind {
+                MachineKind::Kvm => system.create_vm(),
+            };
+            filling.join().map_err(|_| host("guest's memory")(io::Error::other("hull-load panicked")))??;
+            Ok::<_, MachineError>(Arc::new(vm?))
+        })?;
+        ram.register(&vm)?;
+        clock.step("load");
+        let start = params::registers(self.kernel.entry());
+        Ok(Loaded { sizes: self.sizes, root: self.root, console: self.console, start, system, vm, ram })
+    }
+
+    /// All that the guest finds in its memory.
+    fn plan(&self) -> Result<LaunchPlan, PlanError> {
+        let mut plan = LaunchPlan::default();
+        let console = self.console.is_some();
+        let line = cmdline::to_bytes(&cmdline::command_line(console));
+        for item in params::items(self.sizes.memory_mib, line) {
+            plan.add(item)?;
+        }
+        let shape = acpi::Shape { vcpus: self.sizes.vcpus, slots: TABLE.len() as u8, console };
+        plan.add(acpi::item(shape))?;
+        self.kernel.items().try_for_each(|item| plan.add(item))?;
+        Ok(plan)
+    }
+}
+
+impl Loaded {
+    pub fn wire(self, clock: &mut BootClock) -> Result<Wired, MachineError> {
+        let Self { sizes, root, console, start, system, vm, ram } = self;
         let control = Arc::new(Control::new());
         signal::prepare_kicks().map_err(host("handler of the kick signal"))?;
         let spawner = Spawner::new(Arc::clone(&control)).map_err(host("thread hull-spawn"))?;
-        let console = self.console.is_some();
-        let (ports, console_dropped) = ports(&vm, &control, self.console)?;
-        let vsock = VsockDevice::new().map_err(host("vsock device"))?;
-        let handle = vsock.handle();
+        let (ports, console_dropped) = ports(&vm, &control, console)?;
+        let device = VsockDevice::new().map_err(host("vsock device"))?;
+        let vsock = device.handle();
         let layers = Arc::new(Extents::for_layers());
-        let mut parts = Parts { root: Arc::new(self.root), layers: Arc::clone(&layers), vsock: Some(vsock) };
+        let mut parts = Parts { root: Arc::new(root), layers: Arc::clone(&layers), vsock: Some(device) };
         let (registers, slots) = slots(&vm, &ram, &control, &spawner, &mut parts)?;
         clock.step("devices");
-        let vcpus = vcpus(&system, &vm, self.sizes.vcpus)?;
+        let vcpus = vcpus(&system, &vm, sizes.vcpus, start)?;
         clock.step("vcpus");
-        let shared = Arc::new(Shared {
-            control: Arc::clone(&control),
-            ports,
-            registers,
-            exits: Arc::new(Exits::default()),
-        });
-        let hardware = Hardware {
-            slots,
-            layers: LayerDisk::new(layers),
-            vsock: handle,
-            console_dropped,
-            control,
-            spawner,
-            ram,
-            stats: vcpus.iter().filter_map(Vcpu::stats).collect(),
-        };
-        Ok(Wired { sizes: self.sizes, kernel: self.kernel, console, vcpus, shared, hardware })
+        let stats = vcpus.iter().filter_map(Vcpu::stats).collect();
+        let exits = Arc::new(Exits::default());
+        let shared = Arc::new(Shared { control: Arc::clone(&control), ports, registers, exits });
+        let layers = LayerDisk::new(layers);
+        let hardware = Hardware { slots, layers, vsock, console_dropped, control, spawner, stats };
+        Ok(Wired { vcpus, shared, hardware })
     }
 }
 
 impl Wired {
-    pub fn plan(self, clock: &mut BootClock) -> Result<Planned, MachineError> {
-        let Self { sizes, kernel, console, vcpus, shared, hardware } = self;
-        let mut plan = LaunchPlan::default();
-        let line = cmdline::to_bytes(&cmdline::command_line(console));
-        for item in params::items(sizes.memory_mib, line) {
-            plan.add(item)?;
-        }
-        plan.add(acpi::item(acpi::Shape { vcpus: sizes.vcpus, slots: TABLE.len() as u8, console }))?;
-        kernel.items().try_for_each(|item| plan.add(item))?;
-        plan.execute(&hardware.ram)?;
-        clock.step("plan");
-        let start: Registers = params::registers(kernel.entry());
-        // The others wait for the boot vCPU's INIT and SIPI.
-        if let Some(boot) = vcpus.first() {
-            boot.set_registers(start)?;
-        }
-        Ok(Planned { vcpus, shared, hardware })
-    }
-}
-
-impl Planned {
     /// Starts the vCPU threads. Should one not start, dropping the hardware ends those before it.
     pub fn run(self, clock: &mut BootClock) -> Result<(Hardware, Arc<Exits>), MachineError> {
         let Self { vcpus, shared, hardware } = self;
@@ -206,13 +211,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-type Dropped = Option<Arc<std::sync::atomic::AtomicU64>>;
+type Dropped = Option<Arc<AtomicU64>>;
 
-fn ports(
-    vm: &Vm,
-    control: &Arc<Control>,
-    console: Option<std::os::fd::OwnedFd>,
-) -> Result<(Bus, Dropped), MachineError> {
+fn ports(vm: &Vm, control: &Arc<Control>, console: Option<OwnedFd>) -> Result<(Bus, Dropped), MachineError> {
     let mut bus = Bus::default();
     bus.insert(power::START, power::LENGTH, Arc::new(Mutex::new(Power::new(Arc::clone(control)))))?;
     let Some(sink) = console else { return Ok((bus, None)) };
@@ -268,7 +269,7 @@ fn slot(
     Ok(Some(Transport::new(device, ram.clone(), workers, line, kicks)))
 }
 
-fn vcpus(system: &System, vm: &Arc<Vm>, count: u8) -> Result<Vec<Vcpu>, MachineError> {
+fn vcpus(system: &System, vm: &Arc<Vm>, count: u8, start: Registers) -> Result<Vec<Vcpu>, MachineError> {
     let supported = system.supported_cpuid()?;
     let tsc_deadline = system.has_tsc_deadline();
     let mut vcpus = Vec::with_capacity(count.into());
@@ -277,6 +278,10 @@ fn vcpus(system: &System, vm: &Arc<Vm>, count: u8) -> Result<Vec<Vcpu>, MachineE
         let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
         vcpu.set_cpuid(&cpuid.ok_or(KvmError::Capability("room for CPUID leaves"))?)?;
         vcpu.set_msrs(&[MTRR_DEF_TYPE])?;
+        // The others wait for the boot vCPU's INIT and SIPI.
+        if index == 0 {
+            vcpu.set_registers(start)?;
+        }
         vcpus.push(vcpu);
     }
     Ok(vcpus)

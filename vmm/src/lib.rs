@@ -3,20 +3,21 @@
 //!
 //! # From configuration to running
 //! ```text
-//! MachineConfig -> builder: Configured -> Wired -> Planned -> Machine (running)
-//!                    |            |         |
-//!                    |            |         boot::{kernel, params, acpi} -> plan::LaunchPlan
-//!                    |            kvm, memory, devices on their bus, interrupt lines
-//!                    files, sizes, hashes
+//! MachineConfig -> builder: Configured -> Loaded -> Wired -> Machine (running)
+//!                            |             |         |
+//!                            |             |         devices on their buses, interrupts, vCPUs
+//!                            |             boot::{kernel, params, acpi} -> plan::LaunchPlan -> memory
+//!                            files, sizes, hashes
 //! ```
 //! # Threads of a machine
 //! | thread | does | ends |
 //! |---|---|---|
 //! | `hull-spawn` | starts the others, so that none inherits another's filter | last |
+//! | `hull-load` | fills guest memory while the VM is made | before the guest runs |
 //! | `hull-vcpuN` | runs the guest; register accesses of devices | when the machine ends |
 //! | `hull-<slot>` | one device's I/O | device reset, or the machine is stopped |
 //!
-//! Each is named, has its own seccomp filter (but `hull-spawn`), and is joined by [`Machine::stop`].
+//! Each is named, has its own seccomp filter (but `hull-spawn` and `hull-load`, which meet nothing from the guest), and is joined by [`Machine::stop`].
 //! Modules import downwards only: `builder -> devices -> bus -> memory -> kvm`.
 
 pub mod boot;

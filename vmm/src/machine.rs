@@ -21,7 +21,6 @@ use crate::devices::virtio::transport::Transport;
 use crate::devices::virtio::vsock::Vsock;
 use crate::error::MachineError;
 use crate::kvm::Stats;
-use crate::memory::GuestRam;
 use crate::metrics::{self, BootClock, BootSpan, DeviceMetrics, Exits, MachineMetrics};
 use crate::thread::Spawner;
 
@@ -40,7 +39,8 @@ pub struct Machine {
     hardware: Mutex<Option<Hardware>>,
 }
 
-/// What a machine is made of. Dropping it stops the machine and gives everything back.
+/// What a machine is made of, beside its vCPU threads. Dropping it stops the machine and gives
+/// everything back; the guest's memory goes with the last vCPU and device that can reach it.
 #[derive(Debug)]
 pub(crate) struct Hardware {
     pub slots: Vec<Slot>,
@@ -49,7 +49,6 @@ pub(crate) struct Hardware {
     pub console_dropped: Option<Arc<AtomicU64>>,
     pub control: Arc<Control>,
     pub spawner: Spawner,
-    pub ram: GuestRam,
     /// One for each vCPU, where the host has them. They keep the VM in existence.
     pub stats: Vec<Stats>,
 }
@@ -96,7 +95,7 @@ impl Machine {
     pub fn start(config: MachineConfig) -> Result<Self, MachineError> {
         let mut clock = BootClock::new();
         let configured = Configured::new(config, &mut clock)?;
-        let (hardware, exits) = configured.wire(&mut clock)?.plan(&mut clock)?.run(&mut clock)?;
+        let (hardware, exits) = configured.load(&mut clock)?.wire(&mut clock)?.run(&mut clock)?;
         let boot = clock.into_spans();
         for BootSpan { name, took, .. } in &boot {
             tracing::debug!(step = name, ?took, "machine start");
