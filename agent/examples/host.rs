@@ -254,7 +254,7 @@ impl Host {
         });
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let (a, b) = tokio::join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
-        (a.unwrap(), b.unwrap());
+        a.and(b).unwrap();
         feed.abort();
         (String::from_utf8_lossy(&out).into(), String::from_utf8_lossy(&err).into())
     }

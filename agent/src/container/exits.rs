@@ -94,12 +94,11 @@ impl Pod {
 
     /// Sends a held exit of `id` once no further process is left, and tells who waits.
     pub(super) fn settle(&self, table: &mut Table, id: &Id) {
-        if let Some(container) = table.containers.get_mut(id) {
-            if !container.has_live_processes() {
-                if let Some(reaped) = container.held_exit.take() {
-                    self.publish(id, &None, container, reaped);
-                }
-            }
+        if let Some(container) = table.containers.get_mut(id)
+            && !container.has_live_processes()
+            && let Some(reaped) = container.held_exit.take()
+        {
+            self.publish(id, &None, container, reaped);
         }
         self.changed.notify_waiters();
     }

@@ -9,11 +9,10 @@
 //! closes the pipe; the last writer's close half-closes the connection. A terminal has one stream
 //! each way and no end of input.
 
+mod terminal;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{self, Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,13 +21,11 @@ use hull_protocol::ports;
 use rustix::fs::{Mode, OFlags, Uid};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
-use rustix::termios::{Winsize, tcsetwinsize};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
-use crate::sys::ready;
+use self::terminal::Master;
 
 /// Buffer of a quiet stream.
 const MIN_BUFFER_BYTES: usize = 1 << 10;
@@ -346,60 +343,6 @@ impl Source {
             Self::Pipe(receiver) => receiver.read(buffer).await,
             Self::Terminal(master) => master.read(buffer).await,
         }
-    }
-}
-
-/// The agent's side of a terminal.
-#[derive(Clone, Debug)]
-struct Master(Arc<AsyncFd<OwnedFd>>);
-
-impl Master {
-    fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&descriptor, true)?;
-        Ok(Self(Arc::new(ready::register(descriptor, Interest::READABLE | Interest::WRITABLE)?)))
-    }
-
-    fn resize(&self, size: Size) -> io::Result<()> {
-        let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
-        Ok(tcsetwinsize(self.0.get_ref(), size)?)
-    }
-}
-
-impl AsyncRead for Master {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let mut guard = task::ready!(self.0.poll_read_ready(cx))?;
-            let unfilled = buf.initialize_unfilled();
-            match guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), unfilled)?)) {
-                Ok(Ok(length)) => {
-                    buf.advance(length);
-                    return Poll::Ready(Ok(()));
-                }
-                // The last process with the slave open has closed it: the end.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
-                Ok(Err(error)) => return Poll::Ready(Err(error)),
-                Err(_) => {}
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Master {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = task::ready!(self.0.poll_write_ready(cx))?;
-            if let Ok(result) = guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
-                return Poll::Ready(result);
-            }
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }
 

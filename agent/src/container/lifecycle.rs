@@ -1,23 +1,22 @@
-//! Create, start and delete, of containers and of further processes.
+//! Create and delete, of containers.
 //!
-//! A create or start runs in a task of its own: if the host hangs up on the request, the work still
+//! A create runs in a task of its own: if the host hangs up on the request, the work still
 //! ends in a known state and the host can ask for the rest (`DeleteProcess`). What was acquired
 //! stands in `Resources` the moment it is, and [`Pod::give_back`] undoes it, in part or in whole,
 //! for a failed create as for a delete.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hull_protocol::limits::{MAX_CONTAINERS, MAX_PROCESSES_PER_CONTAINER};
-use libcontainer::oci_spec::runtime::{BoxBuilder, Process as OciProcess};
+use hull_protocol::limits::MAX_CONTAINERS;
+use libcontainer::oci_spec::runtime::Process as OciProcess;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 use tokio::sync::oneshot;
 
 use super::cgroup::Cgroup;
@@ -26,7 +25,7 @@ use super::helper::{self, Helper, HelperError, Made};
 use super::io::{Io, Streams, Wanted};
 use super::spec::{self, GuestSpec, Surroundings};
 use super::state::{Change, State};
-use super::{Container, Id, Plan, Pod, Process, ProcessId, Resources, create, program};
+use super::{Container, Id, Pod, Process, ProcessId, Resources, create, program};
 use crate::init;
 use crate::log::{info, warning};
 use crate::storage::Layer;
@@ -47,19 +46,6 @@ pub struct CreateContainer {
     pub wanted: Wanted,
     /// Whatever the spec says.
     pub readonly_rootfs: bool,
-}
-
-/// The parts of a `CreateProcess` request, checked.
-#[derive(Debug)]
-pub struct CreateProcess {
-    /// Its container.
-    pub container_id: Id,
-    /// Its id.
-    pub id: Id,
-    /// What to run.
-    pub process: OciProcess,
-    /// Its streams.
-    pub wanted: Wanted,
 }
 
 /// What a create has made beside `Resources`.
@@ -96,35 +82,6 @@ impl Pod {
                 }
             }
         });
-        work.await.unwrap_or(Err(PodError::Aborted))
-    }
-
-    /// Registers a further process and opens its streams.
-    ///
-    /// # Errors
-    /// The container takes none, the id is taken, or a stream cannot be opened.
-    pub async fn create_process(self: &Arc<Self>, request: CreateProcess) -> Result<(), PodError> {
-        self.table().container(&request.container_id)?.check_takes(&request)?;
-        let uid = request.process.user().uid();
-        let streams = Streams::dial(self.host.as_ref(), &request.wanted).await?;
-        let (io, ends) = open_io(streams, &request.wanted, uid)?;
-        let mut table = self.table();
-        let container = table.container(&request.container_id)?;
-        container.check_takes(&request)?;
-        let plan = Some(Plan { process: request.process, streams: ends });
-        let process = Process { state: State::Created, pid: None, uid, io: Some(io), plan };
-        container.processes.insert(request.id, process);
-        Ok(())
-    }
-
-    /// Runs what was created; returns its process id.
-    ///
-    /// # Errors
-    /// The state does not allow it, or the program cannot be run.
-    pub async fn start(self: &Arc<Self>, id: &Id, process_id: &ProcessId) -> Result<Pid, PodError> {
-        let Some(process_id) = process_id else { return self.start_init(id) };
-        let (pod, id, process_id) = (Arc::clone(self), id.clone(), process_id.clone());
-        let work = tokio::spawn(async move { pod.start_process(&id, &process_id).await });
         work.await.unwrap_or(Err(PodError::Aborted))
     }
 
@@ -264,114 +221,8 @@ impl Pod {
         Ok(pid)
     }
 
-    fn start_init(&self, id: &Id) -> Result<Pid, PodError> {
-        let mut table = self.table();
-        let container = table.container(id)?;
-        let state = container.init.state.next(Change::Start)?;
-        let pid = container.init.pid.ok_or(PodError::Finished)?;
-        let dir = container.resources.dir.clone().unwrap_or_default();
-        // libcontainer's init listens; the kernel takes both calls without its help.
-        UnixStream::connect(dir.join(create::START_SOCKET))
-            .and_then(|mut socket| socket.write_all(b"start container"))
-            .map_err(system("start the container's init"))?;
-        container.init.state = state.next(Change::Started)?;
-        Ok(pid)
-    }
-
-    async fn start_process(self: &Arc<Self>, id: &Id, process_id: &Id) -> Result<Pid, PodError> {
-        let start = self.begin_start(id, process_id)?;
-        let naming = Naming::begin(self);
-        let result = self.exec(&start).await;
-        drop(start);
-        let mut table = self.table();
-        let outcome = match result {
-            Ok(made) => self.started(&mut table, id, process_id, made),
-            Err(error) => Err(error),
-        };
-        if outcome.is_err() {
-            if let Ok(process) = table.process(id, &Some(process_id.clone())) {
-                process.state = process.state.next(Change::StartFailed).unwrap_or(State::Stopped);
-                process.io.take().into_iter().for_each(Io::close);
-            }
-        }
-        self.settle(&mut table, id);
-        drop(table);
-        drop(naming);
-        outcome
-    }
-
-    fn begin_start(&self, id: &Id, process_id: &Id) -> Result<Start, PodError> {
-        let mut table = self.table();
-        let container = table.container(id)?;
-        let init = container.init.pid.filter(|_| container.init.state.takes_processes());
-        let wrong = PodError::ContainerState { id: id.to_string(), state: container.init.state };
-        let (dir, cgroup) = (container.resources.dir.clone(), container.cgroup(id)?);
-        let process = container.process(&Some(process_id.clone()))?;
-        let state = process.state.next(Change::Start)?;
-        let (Some(init), Some(dir)) = (init, dir) else { return Err(wrong) };
-        let size = process.io.as_ref().and_then(Io::size);
-        let plan = process.plan.take().ok_or(PodError::Finished)?;
-        process.state = state;
-        let handle = pidfd_open(init, PidfdFlags::empty());
-        let number = table.next_number;
-        table.next_number += 1;
-        Ok(Start {
-            file: dir.join(format!("p{number}.json")),
-            dir,
-            cgroup: cgroup.path().into(),
-            init,
-            handle: handle.map_err(|error| system("take hold of the container's init")(error.into())),
-            plan,
-            size,
-        })
-    }
-
-    async fn exec(self: &Arc<Self>, start: &Start) -> Result<Made, PodError> {
-        let handle = match &start.handle {
-            Ok(handle) => handle,
-            Err(_) => return Err(PodError::Finished),
-        };
-        let mut process = start.plan.process.clone();
-        add_home(&mut process, &start.dir.join("rootfs"));
-        if let Some(size) = start.size {
-            let size = BoxBuilder::default().width(u64::from(size.width)).height(u64::from(size.height));
-            process.set_console_size(size.build().ok());
-        }
-        let json = serde_json::to_vec(&process).map_err(io::Error::from);
-        json.and_then(|json| fs::write(&start.file, json))
-            .map_err(system("write the process's configuration"))?;
-        let mut descriptors = vec![handle.as_fd()];
-        descriptors.extend(start.plan.streams.iter().map(AsFd::as_fd));
-        let init = start.init.as_raw_nonzero().to_string();
-        let arguments =
-            [start.dir.as_os_str(), start.file.as_os_str(), start.cgroup.as_os_str(), OsStr::new(&init)];
-        let made = self.run_helper(helper::EXEC, &arguments, &descriptors).await;
-        // A file of a tmpfs that goes with the container.
-        let _ = fs::remove_file(&start.file);
-        Ok(made?)
-    }
-
-    fn started(
-        self: &Arc<Self>,
-        table: &mut super::Table,
-        id: &Id,
-        process_id: &Id,
-        made: Made,
-    ) -> Result<Pid, PodError> {
-        let process_id = Some(process_id.clone());
-        let process = table.process(id, &process_id)?;
-        process.state = process.state.next(Change::Started)?;
-        process.pid = Some(made.pid);
-        if let (Some(master), Some(io)) = (made.console, &mut process.io) {
-            if let Err(error) = io.attach(master, process.uid) {
-                warning!("container {id}: the terminal of a process is lost: {error}");
-            }
-        }
-        self.adopt(table, made.pid, id, &process_id);
-        Ok(made.pid)
-    }
-
-    async fn run_helper(
+    /// Runs a helper process to its last word.
+    pub(super) async fn run_helper(
         &self,
         verb: &str,
         arguments: &[&OsStr],
@@ -386,19 +237,6 @@ impl Pod {
             helper
         };
         helper.finish(reaped).await
-    }
-
-    fn delete_process(&self, id: &Id, process_id: &Id) -> Result<(), PodError> {
-        let mut table = self.table();
-        let container = table.container(id)?;
-        let state = container.process(&Some(process_id.clone()))?.state;
-        if !state.is_deletable() {
-            return Err(PodError::NotDeletable { state });
-        }
-        if let Some(io) = container.processes.remove(process_id).and_then(|process| process.io) {
-            io.close();
-        }
-        Ok(())
     }
 
     async fn delete_container(self: &Arc<Self>, id: &Id) -> Result<(), PodError> {
@@ -492,22 +330,11 @@ impl Pod {
     }
 }
 
-/// A further process on its way to run.
-struct Start {
-    dir: PathBuf,
-    file: PathBuf,
-    cgroup: PathBuf,
-    init: Pid,
-    handle: Result<OwnedFd, PodError>,
-    plan: Plan,
-    size: Option<super::io::Size>,
-}
-
 /// While it lives, processes of unknown owner that end are kept: one may be named any moment.
-struct Naming(Arc<Pod>);
+pub(super) struct Naming(Arc<Pod>);
 
 impl Naming {
-    fn begin(pod: &Arc<Pod>) -> Self {
+    pub(super) fn begin(pod: &Arc<Pod>) -> Self {
         pod.table().unnamed += 1;
         Self(Arc::clone(pod))
     }
@@ -524,20 +351,6 @@ impl Drop for Naming {
 }
 
 impl Container {
-    fn check_takes(&self, request: &CreateProcess) -> Result<(), PodError> {
-        if !self.init.state.takes_processes() || self.removing {
-            let id = request.container_id.to_string();
-            return Err(PodError::ContainerState { id, state: self.init.state });
-        }
-        if self.processes.contains_key(&request.id) {
-            return Err(PodError::ProcessExists { id: request.id.to_string() });
-        }
-        if self.processes.len() >= MAX_PROCESSES_PER_CONTAINER {
-            return Err(PodError::TooManyProcesses);
-        }
-        Ok(())
-    }
-
     fn has_ended(&self) -> bool {
         self.init.state == State::Stopped
             && self.processes.values().all(|process| {
@@ -546,7 +359,8 @@ impl Container {
     }
 }
 
-fn open_io(streams: Streams, wanted: &Wanted, uid: u32) -> Result<(Io, Vec<OwnedFd>), PodError> {
+/// Joins streams to pipes, or keeps them for a terminal.
+pub(super) fn open_io(streams: Streams, wanted: &Wanted, uid: u32) -> Result<(Io, Vec<OwnedFd>), PodError> {
     if wanted.terminal {
         return Ok((Io::terminal(streams, wanted.size), Vec::new()));
     }
@@ -555,7 +369,7 @@ fn open_io(streams: Streams, wanted: &Wanted, uid: u32) -> Result<(Io, Vec<Owned
 }
 
 /// Gives a process without HOME its user's, read from the container's own files and never beyond.
-fn add_home(process: &mut OciProcess, rootfs: &Path) {
+pub(super) fn add_home(process: &mut OciProcess, rootfs: &Path) {
     if !program::lacks_home(process) {
         return;
     }
@@ -573,6 +387,7 @@ fn add_home(process: &mut OciProcess, rootfs: &Path) {
     process.set_env(Some(env));
 }
 
-fn system(step: &'static str) -> impl Fn(io::Error) -> PodError {
+/// The agent's own trouble with the kernel.
+pub(super) fn system(step: &'static str) -> impl Fn(io::Error) -> PodError {
     move |source| PodError::System { step, source }
 }

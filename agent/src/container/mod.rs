@@ -4,7 +4,7 @@
 //! the reaper call it; what takes time (helpers, dialling, freezing) happens outside the lock, with
 //! the state saying meanwhile what is going on. The rooms:
 //!
-//! * `lifecycle`: create, start, delete; `control`: signals, pause, limits, numbers;
+//! * `lifecycle`: create and delete; `processes`: start, further processes; `control`: signals, pause, limits, numbers;
 //!   `exits`: what the reaper and the kernel's memory events report;
 //! * `spec`, `cgroup`, `io`, `helper`, `channel`: the parts of a container;
 //! * `create`, `exec`, `program`: run in helper processes, never in the agent.
@@ -22,6 +22,7 @@ mod exits;
 pub mod helper;
 pub mod io;
 mod lifecycle;
+mod processes;
 pub mod program;
 pub mod spec;
 pub mod state;
@@ -48,7 +49,8 @@ use crate::storage::{Rootfs, Storage};
 
 pub use self::control::Signal;
 pub use self::exits::Reaped;
-pub use self::lifecycle::{CreateContainer, CreateProcess};
+pub use self::lifecycle::CreateContainer;
+pub use self::processes::CreateProcess;
 
 /// An id of the host's, checked. It is only compared and sent back.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

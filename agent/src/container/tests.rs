@@ -98,10 +98,12 @@ async fn a_process_that_ends_before_it_is_named_is_not_lost() {
     let pod = pod_with_running_container();
     pod.table().unnamed = 1;
     pod.reaped(pid(12), reaped(0));
-    let mut table = pod.table();
-    table.containers.get_mut(&id("c")).unwrap().processes.insert(id("f"), process(State::Running, Some(12)));
-    pod.adopt(&mut table, pid(12), &id("c"), &Some(id("f")));
-    drop(table);
+    {
+        let mut table = pod.table();
+        let container = table.containers.get_mut(&id("c")).unwrap();
+        container.processes.insert(id("f"), process(State::Running, Some(12)));
+        pod.adopt(&mut table, pid(12), &id("c"), &Some(id("f")));
+    }
     assert_eq!(events(&pod, 1).await, [exit("f", 0)]);
 }
 

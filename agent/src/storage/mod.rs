@@ -92,7 +92,8 @@ impl Layer {
         if fs_type != "erofs" {
             return Err(StorageError::UnknownType { offset_bytes, fs_type: fs_type.into() });
         }
-        let aligned = offset_bytes % LAYER_ALIGNMENT_BYTES == 0 && length_bytes % LAYER_ALIGNMENT_BYTES == 0;
+        let aligned =
+            [offset_bytes, length_bytes].iter().all(|bytes| bytes.is_multiple_of(LAYER_ALIGNMENT_BYTES));
         if !aligned || length_bytes == 0 || offset_bytes.checked_add(length_bytes).is_none() {
             return Err(StorageError::Misaligned { offset_bytes, length_bytes });
         }
