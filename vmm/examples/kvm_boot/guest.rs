@@ -19,6 +19,9 @@ pub const COMMANDS: u32 = 10;
 /// Where `serve` dials for the echo.
 pub const ECHO: u32 = 11;
 
+/// What `reset` says on its console, if it has one.
+pub const GREETING: &str = "HELLO-FROM-THE-CONSOLE";
+
 /// What a guest is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -49,7 +52,10 @@ pub fn main() -> ExitCode {
     let role = fs::read_to_string("/role").unwrap_or_default();
     let _ = match role.as_str() {
         "off" => reboot(RebootCommand::PowerOff).map_err(io::Error::from),
-        "reset" => reboot(RebootCommand::Restart).map_err(io::Error::from),
+        "reset" => {
+            println!("{GREETING}");
+            reboot(RebootCommand::Restart).map_err(io::Error::from)
+        }
         "serve" => serve(),
         _ => Ok(()),
     };

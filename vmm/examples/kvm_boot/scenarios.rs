@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 
 use hull_vmm::{Machine, MachineConfig, MachineExit};
 
-use crate::guest::{COMMANDS, ECHO, Role};
+use crate::guest::{COMMANDS, ECHO, GREETING, Role};
 use crate::images::{checksum, layer};
 use crate::{Outcome, PATIENCE, Place, chain, wait};
 
 type Scenario = fn(&Place) -> Outcome;
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("power-off", |place| ends(place, Role::Off, &MachineExit::PoweredOff)),
     ("reset", |place| ends(place, Role::Reset, &MachineExit::Reset)),
     ("panic", |place| ends(place, Role::Panic, &MachineExit::Panicked)),
+    ("console", console),
     ("errors", errors),
     ("disks", disks),
     ("many-vcpus-and-memory", large),
@@ -53,6 +54,21 @@ fn ends(place: &Place, role: Role, expected: &MachineExit) -> Outcome {
     machine.stop();
     let after = machine.exited().borrow().clone();
     check(after.as_ref() == Some(expected), format!("stop changed the exit to {after:?}"))
+}
+
+/// The debug console carries the guest's output, and its sink is closed by `stop`.
+fn console(place: &Place) -> Outcome {
+    let (mut reader, sink) = UnixStream::pair()?;
+    let mut config = place.config(Role::Reset)?;
+    config.console = Some(sink.into());
+    let machine = Machine::start(config)?;
+    let exit = wait(&machine)?;
+    check(exit == MachineExit::Reset, format!("the machine ended with {exit:?}"))?;
+    check(machine.metrics().console_bytes_dropped == 0, "output was dropped")?;
+    machine.stop();
+    let mut output = String::new();
+    reader.read_to_string(&mut output)?;
+    check(output.contains(GREETING), format!("the console says {output:?}"))
 }
 
 /// A guest that takes commands.
