@@ -1,5 +1,7 @@
 //! What needs no privileges: reading mounts, keys, and images in the cache.
 
+use super::build::{build_arguments, common_parent};
+use super::layers::split_lowerdir;
 use super::*;
 
 fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
@@ -29,7 +31,7 @@ fn overlays_give_their_layers() {
     std::fs::create_dir(&upper).unwrap();
     let upper_option = format!("upperdir={}", upper.display());
     let options = ["index=off", "workdir=/w", &upper_option, "lowerdir=/b:/a"];
-    let read = || layers(&[mount("overlay", "overlay", &options)], Path::new("rootfs")).unwrap();
+    let read = || Layers::of(&[mount("overlay", "overlay", &options)], Path::new("rootfs")).unwrap();
     assert_eq!(read(), Layers { dirs: paths(&["/b", "/a"]), mutable: false, userxattr: false });
     std::fs::write(upper.join("file"), "").unwrap();
     let upper = upper.display().to_string();
@@ -39,15 +41,15 @@ fn overlays_give_their_layers() {
 
 #[test]
 fn binds_are_mutable_unless_read_only() {
-    let read = |options: &[&str]| layers(&[mount("bind", "/s", options)], Path::new("rootfs")).unwrap();
+    let read = |options: &[&str]| Layers::of(&[mount("bind", "/s", options)], Path::new("rootfs")).unwrap();
     assert!(read(&["rbind", "rw"]).mutable && !read(&["rbind", "ro"]).mutable);
-    let plain = layers(&[], Path::new("/my/rootfs")).unwrap();
+    let plain = Layers::of(&[], Path::new("/my/rootfs")).unwrap();
     assert_eq!(plain, Layers { dirs: paths(&["/my/rootfs"]), mutable: true, userxattr: false });
 }
 
 #[test]
 fn what_is_not_understood_is_named() {
-    let refused = |mounts: &[Mount]| layers(mounts, Path::new("rootfs")).unwrap_err().to_string();
+    let refused = |mounts: &[Mount]| Layers::of(mounts, Path::new("rootfs")).unwrap_err().to_string();
     assert!(refused(&[]).contains("no root file system"));
     assert!(refused(&[mount("ext4", "/dev/x", &[])]).contains("ext4"));
     assert!(refused(&[mount("overlay", "overlay", &[])]).contains("lowerdir"));
@@ -85,11 +87,8 @@ fn keys_name_contents_and_order() {
     std::fs::create_dir(&one).unwrap();
     std::fs::create_dir(&two).unwrap();
     let of = |dirs: &[&PathBuf]| {
-        key(&Layers {
-            dirs: dirs.iter().map(|dir| (*dir).clone()).collect(),
-            mutable: false,
-            userxattr: false,
-        })
+        Layers { dirs: dirs.iter().map(|dir| (*dir).clone()).collect(), mutable: false, userxattr: false }
+            .key()
     };
     let first = of(&[&one, &two]).unwrap();
     assert_eq!(first, of(&[&one, &two]).unwrap());
