@@ -338,6 +338,13 @@ impl Host {
         );
         assert!(ended.stdout.contains("/\nout\n"), "{ended:?}");
         assert!(ended.stderr.contains("Read-only file system"), "{ended:?}");
+        let mut spec = self.spec(&["sh", "-c", "mknod /layers b 254 16 && head -c 4096 /layers | wc -c; head -c 3 /dev/zero | wc -c; echo x > /dev/full"]);
+        spec["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+        spec["process"]["capabilities"]["effective"].as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+        spec["process"]["capabilities"]["permitted"].as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+        let ended = self.run("id", &spec, b"").await;
+        assert!(ended.stderr.contains("/layers: Operation not permitted"), "{ended:?}");
+        assert!(ended.stdout == "0\n3\n" && ended.stderr.contains("No space left"), "{ended:?}");
         println!("ok identity");
     }
 

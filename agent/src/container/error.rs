@@ -4,6 +4,7 @@ use hull_protocol::limits::{MAX_CONTAINERS, MAX_ID_BYTES, MAX_PROCESSES_PER_CONT
 use ttrpc::Code;
 
 use super::cgroup::CgroupError;
+use super::devices::DevicesError;
 use super::helper::HelperError;
 use super::io::IoError;
 use super::spec::SpecError;
@@ -38,6 +39,9 @@ pub enum PodError {
         /// Where it is.
         state: State,
     },
+    /// See [`DevicesError`].
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// The process is gone.
     #[error("process already finished")]
     Finished,
@@ -156,6 +160,10 @@ impl PodError {
                 CgroupError::Update { .. } => Code::INVALID_ARGUMENT,
                 CgroupError::TimedOut { .. } => Code::DEADLINE_EXCEEDED,
                 CgroupError::File { .. } => Code::INTERNAL,
+            },
+            Self::Devices(error) => match error {
+                DevicesError::TooMany { .. } | DevicesError::Unknown { .. } => Code::INVALID_ARGUMENT,
+                DevicesError::Kernel(_) => Code::INTERNAL,
             },
             Self::Helper(error) => match error {
                 HelperError::Refused { .. } => Code::INVALID_ARGUMENT,

@@ -25,7 +25,7 @@ use super::helper::{self, Helper, HelperError, Made};
 use super::io::{Io, Streams, Wanted};
 use super::spec::{self, GuestSpec, Surroundings};
 use super::state::{Change, State};
-use super::{Container, Id, Pod, Process, ProcessId, Resources, create, program};
+use super::{Container, Id, Pod, Process, ProcessId, Resources, create, devices, program};
 use crate::init;
 use crate::log::{info, warning};
 use crate::storage::Layer;
@@ -138,6 +138,9 @@ impl Pod {
             pod_pid_namespace: pid_namespace.as_deref(),
         };
         let guest = spec::adapt(&request.spec, &around)?;
+        let rules = guest.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let rules = rules.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+        devices::restrict(cgroup.path(), rules)?;
         self.acquire(request, &dir, &cgroup, resources)?;
         self.prepare(&dir, guest, request, is_first).await
     }

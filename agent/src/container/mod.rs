@@ -6,7 +6,7 @@
 //!
 //! * `lifecycle`: create and delete; `processes`: start, further processes; `control`: signals, pause, limits, numbers;
 //!   `exits`: what the reaper and the kernel's memory events report;
-//! * `spec`, `cgroup`, `io`, `helper`, `channel`: the parts of a container;
+//! * `spec`, `cgroup`, `devices`, `io`, `helper`, `channel`: the parts of a container;
 //! * `create`, `exec`, `program`: run in helper processes, never in the agent.
 //!
 //! Paths and names in the guest are made from a number that the pod counts up, never from an id of
@@ -16,6 +16,7 @@ pub mod cgroup;
 pub mod channel;
 mod control;
 pub mod create;
+mod devices;
 pub mod error;
 pub mod exec;
 mod exits;
