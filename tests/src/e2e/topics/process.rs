@@ -114,7 +114,9 @@ fn privileges(context: &Context) -> Result<()> {
         .refused("not permitted")
         .or_else(|_| pod.sh("mount -t tmpfs x /tmp")?.refused("denied"))?;
     pod.sh("echo 1 >/proc/sys/kernel/panic")?.refused("Read-only file system")?;
-    expect("a masked file", pod.says("wc -c </proc/kcore")?.as_str(), "0")?;
+    // A kernel need not have all of them.
+    let masked = "for f in kcore keys timer_list; do [ ! -e /proc/$f ] || [ $(wc -c </proc/$f) = 0 ] || echo $f; done";
+    expect("masked files with something in them", pod.says(masked)?.as_str(), "")?;
     pod.remove()
 }
 
@@ -126,7 +128,8 @@ fn devices(context: &Context) -> Result<()> {
                  urandom character special file 1 9 666\ntty character special file 5 0 666";
     expect("devices", nodes.as_str(), kinds)?;
     pod.says("head -c 100 /dev/urandom | wc -c; echo x >/dev/null; echo shared >/dev/shm/x; ls /dev/mqueue /dev/pts")?;
-    pod.sh("mknod /tmp/disk b 8 0 && cat /tmp/disk")?.refused("not permitted")?;
+    // the kernel's log, a device that every kernel has and no container may open
+    pod.sh("mknod /tmp/kmsg c 1 11 && head -c 1 /tmp/kmsg")?.refused("not permitted")?;
     for link in ["fd", "stdin", "stdout", "stderr"] {
         expect_part("links in /dev", &pod.says(&format!("readlink /dev/{link}"))?, "/proc/self/fd")?;
     }
