@@ -51,6 +51,11 @@ impl Pod {
         Ok(self.sh(script)?.ok()?.text())
     }
 
+    /// How many processes the container has, not counting the one that counts. No other process is started for it.
+    pub(crate) fn processes(&self) -> Result<u32> {
+        Ok(self.says("set -- /proc/[0-9]*; echo $(($# - 1))")?.parse()?)
+    }
+
     pub(crate) fn kill(&self, signal: &str, flags: &[&str]) -> Result<Output> {
         let mut words = vec!["task", "kill", "--signal", signal];
         words.extend(flags);

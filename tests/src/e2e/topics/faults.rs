@@ -77,9 +77,7 @@ fn shim_killed_with_exec(context: &Context) -> Result<()> {
     let events = Events::subscribe()?;
     let pod = context.run(BUSYBOX, "pod").words(&["sleep", "600"]).detach()?;
     let exec = spawn(&mut pod.exec_command(&[], &["sleep", "500"]))?;
-    wait_for("the exec to run", Duration::from_secs(20), || {
-        Ok((pod.says("ls /proc | grep -c '^[0-9]'")? == "5").then_some(()))
-    })?;
+    wait_for("the exec to run", Duration::from_secs(20), || Ok((pod.processes()? == 2).then_some(())))?;
     kill(shim_of(&pod)?)?;
     if finish(exec)?.code == 0 {
         bail!("An exec ended with 0 when its shim was killed");
