@@ -1,6 +1,7 @@
 //! `inputs.lock`: what comes from outside the repository, pinned by hash.
 //!
-//! Read once by the `kernel` step. A file that is not the pinned one is refused before anything is unpacked.
+//! Read once by the `kernel` step. A file that is not the pinned one is refused before anything is unpacked; it is not
+//! read at all as long as the cache holds what was built from the pinned one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,26 +113,48 @@ impl Inputs {
 }
 
 impl KernelSource {
-    /// The archive to build from, its hash checked: `given` if the caller names one, else the first listed one that
-    /// is installed.
+    /// The archive to build from: `given` if the caller names one, else the first listed one that is installed. If
+    /// none is, the first listed one: what was built from it may be cached.
     ///
     /// # Errors
-    /// When none is installed, or its bytes are not pinned.
-    pub fn verified_archive(&self, given: Option<&Path>) -> Result<Archive, InputsError> {
-        let installed = self.archive.iter().map(|archive| archive.path.as_path()).find(|path| path.exists());
-        let Some(path) = given.or(installed) else {
-            return Err(InputsError::NoArchive { version: self.version.clone(), wanted: self.wanted() });
+    /// When `given` is not a pinned archive.
+    pub fn candidate(&self, given: Option<&Path>) -> Result<Archive, InputsError> {
+        let Some(path) = given else {
+            let installed = self.archive.iter().find(|archive| archive.path.exists());
+            let listed = installed.or(self.archive.first());
+            return listed.cloned().ok_or_else(|| self.nothing_installed());
         };
         let (_, found) = digest::of_file(path)?;
-        match self.archive.iter().find(|archive| archive.sha256 == found) {
-            Some(archive) => Ok(Archive { path: path.to_path_buf(), ..archive.clone() }),
-            None => Err(InputsError::WrongHash {
-                path: path.to_path_buf(),
-                found,
-                version: self.version.clone(),
-                wanted: self.wanted(),
-            }),
+        let listed = self.archive.iter().find(|archive| archive.sha256 == found);
+        let listed = listed.ok_or_else(|| self.wrong(path, found))?;
+        Ok(Archive { path: path.to_path_buf(), ..listed.clone() })
+    }
+
+    /// Checks that an archive is there and has the pinned bytes. Whoever unpacks it calls this first.
+    ///
+    /// # Errors
+    /// When it is missing or has other bytes.
+    pub fn verify(&self, archive: &Archive) -> Result<(), InputsError> {
+        if !archive.path.exists() {
+            return Err(self.nothing_installed());
         }
+        let (_, found) = digest::of_file(&archive.path)?;
+        if found == archive.sha256 { Ok(()) } else { Err(self.wrong(&archive.path, found)) }
+    }
+
+    /// A lock file's content, for tests.
+    #[cfg(test)]
+    pub(crate) fn pinning(version: &str, archive: Archive) -> Self {
+        KernelSource { version: version.to_owned(), archive: vec![archive] }
+    }
+
+    fn nothing_installed(&self) -> InputsError {
+        InputsError::NoArchive { version: self.version.clone(), wanted: self.wanted() }
+    }
+
+    fn wrong(&self, path: &Path, found: String) -> InputsError {
+        let path = path.to_path_buf();
+        InputsError::WrongHash { path, found, version: self.version.clone(), wanted: self.wanted() }
     }
 
     fn wanted(&self) -> String {
@@ -159,26 +182,31 @@ mod tests {
     #[test]
     fn pinned_archive_is_accepted_wherever_it_lies() {
         let archive = Scratch::new("archive").file("a.tar.xz", b"abc");
-        let inputs = lock(Path::new("/nowhere/a.tar.xz"), ABC).unwrap();
-        let found = inputs.kernel.verified_archive(Some(archive.path())).unwrap();
+        let kernel = lock(Path::new("/nowhere/a.tar.xz"), ABC).unwrap().kernel;
+        let found = kernel.candidate(Some(archive.path())).unwrap();
         assert_eq!((found.path.as_path(), found.sha256.as_str()), (archive.path(), ABC));
+        kernel.verify(&found).unwrap();
     }
 
     #[test]
     fn wrong_archive_is_refused_with_both_hashes() {
         let archive = Scratch::new("archive").file("a.tar.xz", b"abd");
-        let inputs = lock(archive.path(), ABC).unwrap();
-        let error = inputs.kernel.verified_archive(None).unwrap_err();
-        assert!(matches!(error, InputsError::WrongHash { .. }));
-        let text = error.to_string();
-        assert!(text.contains("a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9"), "{text}");
-        assert!(text.contains(ABC), "{text}");
+        let kernel = lock(archive.path(), ABC).unwrap().kernel;
+        let installed = kernel.candidate(None).unwrap();
+        for error in [kernel.verify(&installed), kernel.candidate(Some(archive.path())).map(drop)] {
+            let error = error.unwrap_err();
+            assert!(matches!(error, InputsError::WrongHash { .. }));
+            let text = error.to_string();
+            let found = "a52d159f262b2c6ddb724a61840befc36eb30c88877a4030b65cbe86298449c9";
+            assert!(text.contains(found) && text.contains(ABC), "{text}");
+        }
     }
 
     #[test]
     fn missing_archive_says_what_to_install() {
-        let inputs = lock(Path::new("/nowhere/a.tar.xz"), ABC).unwrap();
-        let text = inputs.kernel.verified_archive(None).unwrap_err().to_string();
+        let kernel = lock(Path::new("/nowhere/a.tar.xz"), ABC).unwrap().kernel;
+        let listed = kernel.candidate(None).unwrap();
+        let text = kernel.verify(&listed).unwrap_err().to_string();
         assert!(
             text.starts_with("No source archive of Linux 6.12.1 is here; install one of: test at"),
             "{text}"

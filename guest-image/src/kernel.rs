@@ -15,7 +15,7 @@ use crate::cache::{Cache, CacheError, WorkDir};
 use crate::command::{self, CommandError};
 use crate::digest::{self, DigestError};
 use crate::fragment::{Fragment, FragmentError};
-use crate::inputs::{Archive, Inputs, InputsError};
+use crate::inputs::{Archive, Inputs, InputsError, KernelSource};
 use crate::pack::{self, PackError};
 use crate::progress::say;
 use crate::toolchain::Toolchain;
@@ -50,9 +50,9 @@ const PROGRESS: Duration = Duration::from_secs(20);
 /// What a kernel is built from.
 #[derive(Debug)]
 pub struct Recipe {
-    /// The kernel's version.
-    pub version: String,
-    /// Its source, verified.
+    /// The kernel's version and the archives that hold it.
+    pub source: KernelSource,
+    /// The archive to build from; verified before it is unpacked.
     pub archive: Archive,
     /// Hash of the options that were asked for.
     pub options_sha256: String,
@@ -118,23 +118,23 @@ pub enum KernelError {
 }
 
 impl Recipe {
-    /// Collects and verifies the inputs. `room` is this crate's directory; `source` overrides where the archive lies.
+    /// Collects the inputs. `room` is this crate's directory; `source` overrides where the archive lies.
     ///
     /// # Errors
-    /// When an input is missing or malformed, or the archive is not the pinned one.
+    /// When an input is missing or malformed, or `source` is not a pinned archive.
     pub fn collect(room: &Path, source: Option<&Path>) -> Result<Self, KernelError> {
         let inputs = Inputs::read(&room.join("inputs.lock"))?;
         let fragment = Fragment::read(&room.join("kernel/config"))?;
-        let archive = inputs.kernel.verified_archive(source)?;
+        let archive = inputs.kernel.candidate(source)?;
         let options_sha256 = digest::of_inputs(&[("options", &fragment.plain())]);
         let toolchain = Toolchain::installed()?;
-        Ok(Recipe { version: inputs.kernel.version, archive, options_sha256, toolchain, fragment })
+        Ok(Recipe { source: inputs.kernel, archive, options_sha256, toolchain, fragment })
     }
 
     fn key(&self) -> String {
         let mut inputs = vec![
             ("recipe", RECIPE),
-            ("version", &self.version),
+            ("version", &self.source.version),
             ("archive", &self.archive.sha256),
             ("options", &self.options_sha256),
             ("compiler", &self.toolchain.compiler),
@@ -153,7 +153,7 @@ pub fn build(recipe: Recipe, cache: &Cache) -> Result<Kernel, KernelError> {
     let key = recipe.key();
     let entry = cache.entry("kernel", &key)?;
     if entry.is_present() {
-        say(&format!("kernel: Linux {} from the cache ({})", recipe.version, entry.path.display()));
+        say(&format!("kernel: Linux {} from the cache ({})", recipe.source.version, entry.path.display()));
     } else {
         let result = entry.work_dir("result")?;
         compile(&recipe, entry.work_dir("build")?, result.path())?;
@@ -167,10 +167,11 @@ pub fn build(recipe: Recipe, cache: &Cache) -> Result<Kernel, KernelError> {
 /// # Errors
 /// When it differs, and when the build fails.
 pub fn rebuild(kernel: &Kernel, cache: &Cache) -> Result<(), KernelError> {
-    let entry = cache.entry("kernel", &kernel.recipe.key())?;
-    let result = entry.work_dir("rebuilt")?;
-    // Another path than the first build's, so that a path that leaks into the bytes shows.
-    compile(&kernel.recipe, entry.work_dir("second-build")?, result.path())?;
+    // A kind of its own: nobody who wants the cached kernel waits for this, and the tree lies at another path than the
+    // first build's, so that a path that leaks into the bytes shows.
+    let entry = cache.entry("kernel-rebuilt", &kernel.recipe.key())?;
+    let result = entry.work_dir("result")?;
+    compile(&kernel.recipe, entry.work_dir("build")?, result.path())?;
     let (_, cached) = digest::of_file(&kernel.directory.join(VMLINUX))?;
     let (_, rebuilt) = digest::of_file(&result.path().join(VMLINUX))?;
     if cached != rebuilt {
@@ -206,6 +207,7 @@ fn compile_in(recipe: &Recipe, work: &WorkDir, result: &Path) -> Result<(), Kern
 }
 
 fn unpack(recipe: &Recipe, work: &WorkDir) -> Result<PathBuf, KernelError> {
+    recipe.source.verify(&recipe.archive)?;
     say(&format!("kernel: unpacking {}", recipe.archive.path.display()));
     let source = work.path().join("source");
     fs::create_dir(&source).map_err(|error| KernelError::Tree { path: source.clone(), source: error })?;
@@ -214,8 +216,8 @@ fn unpack(recipe: &Recipe, work: &WorkDir) -> Result<PathBuf, KernelError> {
     tar.arg("--file").arg(&recipe.archive.path).arg("--directory").arg(&source);
     command::run(&mut tar, &work.path().join("log"), UNPACK_DEADLINE, PROGRESS, |_| {})?;
     let found = command::first_line(tool("make").args(["--silent", "-C"]).arg(&source).arg("kernelversion"))?;
-    if found != recipe.version {
-        return Err(KernelError::WrongVersion { found, expected: recipe.version.clone() });
+    if found != recipe.source.version {
+        return Err(KernelError::WrongVersion { found, expected: recipe.source.version.clone() });
     }
     Ok(source)
 }
@@ -270,9 +272,10 @@ mod tests {
 
     fn recipe(options: &str) -> Recipe {
         let fragment = Fragment::parse(options).unwrap();
+        let archive = Archive { origin: "test".to_owned(), path: "/a".into(), sha256: "00".to_owned() };
         Recipe {
-            version: "6.12.1".to_owned(),
-            archive: Archive { origin: "test".to_owned(), path: "/a".into(), sha256: "00".to_owned() },
+            source: KernelSource::pinning("6.12.1", archive.clone()),
+            archive,
             options_sha256: digest::of_inputs(&[("options", &fragment.plain())]),
             toolchain: Toolchain { compiler: "gcc 12".to_owned(), linker: "ld 2".to_owned() },
             fragment,
@@ -285,7 +288,7 @@ mod tests {
         assert_eq!(first.key(), recipe("# Because.\nCONFIG_A=y\n").key());
         assert_ne!(first.key(), recipe("# Why.\nCONFIG_B=y\n").key());
         let changes: [fn(&mut Recipe); 4] = [
-            |r| r.version.push('1'),
+            |r| r.source.version.push('1'),
             |r| r.archive.sha256.push('1'),
             |r| r.toolchain.compiler.push('1'),
             |r| r.toolchain.linker.push('1'),
@@ -318,6 +321,7 @@ mod tests {
         let packed = tool("tar").arg("-cf").arg(&archive).arg("-C").arg(scratch.path()).arg("linux").status();
         assert!(packed.unwrap().success());
         let mut recipe = recipe("# Why.\nCONFIG_A=y\n");
+        recipe.archive.sha256 = digest::of_file(&archive).unwrap().1;
         recipe.archive.path = archive;
         let error = build(recipe, &Cache::at(&scratch.path().join("cache"))).unwrap_err();
         assert_eq!(error.to_string(), "The source archive holds Linux 6.12.2, inputs.lock says 6.12.1");

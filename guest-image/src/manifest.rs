@@ -111,7 +111,7 @@ impl From<&Kernel> for KernelInputs {
     fn from(kernel: &Kernel) -> Self {
         let recipe = &kernel.recipe;
         KernelInputs {
-            version: recipe.version.clone(),
+            version: recipe.source.version.clone(),
             source_sha256: recipe.archive.sha256.clone(),
             options_sha256: recipe.options_sha256.clone(),
             compiler: recipe.toolchain.compiler.clone(),
