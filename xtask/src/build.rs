@@ -35,9 +35,17 @@ pub(crate) fn cargo_static(top: &Path) -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(top).args(["build", "--release", "--target", TARGET, "--target-dir"]);
     cargo.arg(top.join("target/static"));
-    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags(top));
     cargo.env("LIBSECCOMP_LINK_TYPE", "static").env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     cargo
+}
+
+/// Static, and the same bytes wherever the checkout and cargo's sources lie.
+fn flags(top: &Path) -> String {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let cargo = cargo.map(|path| format!(" --remap-path-prefix={}=/cargo", path.display())).unwrap_or_default();
+    format!("-C target-feature=+crt-static --remap-path-prefix={}=/hull{cargo}", top.display())
 }
 
 /// The kernel (from the cache once it was built) and the root image, in `target/guest`.
