@@ -56,9 +56,12 @@ pub(super) fn command(config: &NodeConfig, files: &BootFiles, run: &Path) -> Com
     match accelerator {
         Accelerator::Kvm => qemu.args(["-accel", "kvm", "-cpu", "host", "-smp", "2"]),
         // One CPU needs no second thread, and counting refuses to have one.
-        Accelerator::Tcg => qemu
-            .args(["-accel", "tcg,thread=single,tb-size=1024"])
-            .args(["-cpu", "EPYC-Milan,+svm,+npt", "-smp", "1"]),
+        Accelerator::Tcg => qemu.args(["-accel", "tcg,thread=single,tb-size=1024"]).args([
+            "-cpu",
+            "EPYC-Milan,+svm,+npt",
+            "-smp",
+            "1",
+        ]),
     };
     if config.clock == Clock::Counted {
         qemu.args(["-icount", "shift=0,sleep=on"]);

@@ -70,7 +70,7 @@ fn config(context: &Context) -> Result<()> {
     let good = fs::read_to_string("/etc/hull/config.toml").context("Reading the node's configuration")?;
     let cases = [
         (format!("{good}\nsurprise = 1\n"), "surprise"),
-        (format!("{good}\nvcpus = \"many\"\n"), "vcpus"),
+        (format!("{good}\nvcpus = \"many\"\n"), "many"),
         (good.replace("\"kvm\"", "\"abacus\""), "abacus"),
         (good.replace("vmlinux", "no-such-kernel"), "no-such-kernel"),
         (format!("{good}\nkernel_sha256 = \"{}\"\n", "0".repeat(64)), "sha"),
