@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -127,7 +127,7 @@ impl KvmBooter {
         tokio::spawn(guest_log::serve(listen(ports::LOG)?, words.clone()));
         let (death, announced) = watch::channel(None);
         let mut dying = announced.clone();
-        tokio::spawn(watch_exit(machine.exited(), death, words));
+        tokio::spawn(watch_exit(Arc::downgrade(machine), machine.exited(), death, words));
 
         let limit = self.config.timeouts.boot();
         let connection = tokio::select! {
@@ -178,8 +178,10 @@ fn report(machine: &Machine, facts: &HelloResponse, started: Duration, called: D
     }
 }
 
-/// Turns the machine's end into a sentence for the log and for error messages.
+/// Turns the machine's end into a sentence for the log and for error messages, and lets go of what is left of the
+/// machine: its memory, and its ends of the streams, which are drained once they are closed.
 async fn watch_exit(
+    machine: Weak<Machine>,
     mut exited: watch::Receiver<Option<MachineExit>>,
     death: watch::Sender<Option<String>>,
     words: LastWords,
@@ -197,6 +199,9 @@ async fn watch_exit(
     };
     let last = words.wait(LAST_WORDS_GRACE).await;
     death.send_replace(Some(last.map_or(reason.clone(), |last| format!("{reason}: {last}"))));
+    if let Some(machine) = machine.upgrade() {
+        stop(machine).await;
+    }
 }
 
 /// A machine of ours as the actor uses it.
