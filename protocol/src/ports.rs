@@ -12,7 +12,7 @@ pub const HOST_CID: u32 = 2;
 pub const CONTROL: u32 = 1024;
 /// Agent to shim, one connection for each stream of a process: 8 bytes of stream id, then data.
 pub const STREAM: u32 = 1025;
-/// Agent to shim: UTF-8 log lines. A line that begins with [`LAST_WORDS`] is the reason of the
+/// Agent to shim: UTF-8 log lines, each after its level (`info` or `warning`) and a space. A line that begins with [`LAST_WORDS`] is the reason of the
 /// power-off that follows.
 pub const LOG: u32 = 1026;
 

@@ -12,7 +12,7 @@ use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::Connections;
 use crate::log::RateLimit;
@@ -82,8 +82,16 @@ fn log(limit: &mut RateLimit, source: &str, line: &str) {
         if dropped > 0 {
             info!(source, dropped, "lines of the guest were dropped");
         }
-        info!(source, "{line}");
+        match warning(line) {
+            Some(text) => warn!(source, "{text}"),
+            None => info!(source, "{}", line.strip_prefix("info ").unwrap_or(line)),
+        }
     }
+}
+
+/// The text of a line that the agent marked as a warning.
+fn warning(line: &str) -> Option<&str> {
+    line.strip_prefix("warning ")
 }
 
 /// Calls `take` for each line; of a longer one than the contract allows, the beginning.
@@ -113,6 +121,13 @@ async fn lines(mut reader: impl AsyncBufRead + Unpin, mut take: impl FnMut(&str)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_marked_line_is_a_warning() {
+        assert_eq!(warning("warning a layer is left"), Some("a layer is left"));
+        assert_eq!(warning("info warning"), None);
+        assert_eq!(warning("warnings"), None);
+    }
 
     #[tokio::test]
     async fn lines_are_cut_not_collected() {
