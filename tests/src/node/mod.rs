@@ -164,12 +164,20 @@ fn new_run(top: &Path) -> Result<PathBuf> {
     old.sort();
     let next = old.last().map_or(1, |(number, _)| number + 1);
     for (_, path) in old.iter().rev().skip(KEPT_RUNS - 1) {
-        // A directory that stays costs disk only, and another node may still be using it.
-        let _ = fs::remove_dir_all(path);
+        if !is_in_use(path) {
+            // One that stays all the same costs disk only.
+            let _ = fs::remove_dir_all(path);
+        }
     }
     let run = runs.join(format!("{next:04}-{}", std::process::id()));
     fs::create_dir(&run).with_context(|| format!("Making {}", run.display()))?;
     Ok(run)
+}
+
+/// Whether the process that made this run is alive: its number is the name's last part.
+fn is_in_use(run: &Path) -> bool {
+    let process = run.file_name().and_then(|name| name.to_str()?.rsplit('-').next());
+    process.is_some_and(|process| Path::new("/proc").join(process).exists())
 }
 
 /// What the node's scripts read from the share.
