@@ -119,7 +119,7 @@ impl Bench {
         if disk {
             command.arg("--layer").arg(self.directory.join("disk"));
         }
-        watch(command)
+        watch(command, disk)
     }
 
     fn qemu(&self, machine: &str, disk: bool) -> Result<Seen> {
@@ -141,12 +141,12 @@ impl Bench {
             command.args(["-drive", &format!("if=none,id=d,format=raw,readonly=on,file={}", file.display())]);
             command.args(["-device", "virtio-blk-device,drive=d"]);
         }
-        watch(command)
+        watch(command, disk)
     }
 }
 
-/// Runs a VMM until its guest says goodbye.
-fn watch(mut command: Command) -> Result<Seen> {
+/// Runs a VMM until its guest says goodbye; `reads`: it has a disk to read.
+fn watch(mut command: Command, reads: bool) -> Result<Seen> {
     let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -179,8 +179,8 @@ fn watch(mut command: Command) -> Result<Seen> {
     // Either may have ended by itself after the guest's power-off.
     let _ = child.kill();
     let output = child.wait_with_output().context("Waiting for the VMM")?;
-    if seen.hello_seconds.is_none() {
-        bail!("{command:?} did not reach userspace: {text}{}", String::from_utf8_lossy(&output.stderr));
+    if seen.hello_seconds.is_none() || (reads && seen.random.is_none()) {
+        bail!("{command:?} did not get to its end: {text}{}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(seen)
 }
