@@ -16,21 +16,22 @@ for _ in $(seq 40); do ctr task exec --exec-id ping redis redis-cli ping 2>/dev/
 show ctr task exec --exec-id bench redis redis-benchmark -q -n 1000 -c 5 -t set,get | tr '\r' '\n' | grep 'per second'
 
 title "4. What the host runs for it: one shim with the machine inside, no other VMM"
-ps -eo pid,rss,nlwp,args --sort=start_time | grep -E 'PID|[c]ontainerd-shim|[q]emu|[f]irecracker|[c]loud-hyper' | cut -c1-150
+ps -eo pid,rss,nlwp,args --sort=start_time | awk 'NR == 1 || $4 ~ /containerd-shim|qemu|firecracker|cloud-hyper/' | cut -c1-130
 shim=$(pgrep -f containerd-shim-hull-v2 | head -n 1)
 echo "its threads: $(cat /proc/"$shim"/task/*/comm | sort | uniq -c | awk '{printf "%s%s ", $2, ($1 > 1 ? " (" $1 ")" : "")}')"
 
 title "5. How long it took to boot (in an emulated host; silicon is many times faster)"
-grep -hoE 'msg="?[^"]*(boot|machine|guest)[^"]*"?.*_(ms|us|ns)=.*' "$HULL_SHARE/containerd.log" | tail -n 5
+grep -h 'msg="machine booted"' "$HULL_SHARE/containerd.log" | tr ' ' '\n' | grep '_ms=' |
+    awk -F= '{ if (!($1 in all)) names[++n] = $1; all[$1] = all[$1] sprintf("%10s", $2) }
+             END { for (i = 1; i <= n; i++) printf "%-26s%s\n", names[i], all[names[i]] }'
 
 title "6. Memory of the running pod"
-# The guest's RAM is the one large shared or anonymous mapping; everything else is the shim's own.
-awk '/^[0-9a-f]+-/ { split($1, r, "-"); size = strtonum("0x" r[2]) - strtonum("0x" r[1]) }
-     /^Pss:/ { if (size >= 64 * 1048576) ram += $2; else own += $2 }
+# The guest's RAM is the one large mapping; everything else is the shim's own.
+awk '/^Size:/ { size = $2 } /^Pss:/ { if (size >= 65536) ram += $2; else own += $2 }
      END { printf "shim beyond guest RAM: %.1f MiB; guest RAM touched: %.1f MiB\n", own / 1024, ram / 1024 }' "/proc/$shim/smaps"
 
 title "7. And gone"
-ctr task delete --force redis >/dev/null; ctr container delete redis
+ctr task delete --force redis >/dev/null 2>&1; ctr container delete redis
 sleep 1
 left=$(pgrep -fc '[c]ontainerd-shim-hull-v2')
 echo "shims left: ${left:-0}; files in /run/hull: $(ls /run/hull 2>/dev/null | wc -l)"
