@@ -16,6 +16,8 @@ pub const DEFAULT_PATH: &str = "/etc/hull/config.toml";
 pub const PATH_VARIABLE: &str = "HULL_CONFIG";
 /// Largest configuration: it has a dozen keys; the rest is room for comments.
 pub const MAX_CONFIG_BYTES: usize = 64 << 10;
+/// How much of a wrong line an error repeats.
+const MAX_QUOTED_CHARS: usize = 80;
 /// Most virtual CPUs that a machine can have.
 pub const MAX_VCPUS: u8 = 64;
 /// Least memory in which the guest's kernel and agent run and leave room for a container.
@@ -41,12 +43,14 @@ pub enum ConfigError {
         length: usize,
     },
     /// Not TOML, an unknown key, or a value of the wrong type.
-    #[error("The configuration {path} is wrong in line {line}: {message}")]
+    #[error("The configuration {path} is wrong in line {line} ({text}): {message}")]
     Syntax {
         /// The file.
         path: String,
         /// Counted from 1.
         line: usize,
+        /// The line itself: it names the key.
+        text: String,
         /// What the parser found.
         message: String,
     },
@@ -257,9 +261,12 @@ pub fn parse(source: &Source) -> Result<Config, ConfigError> {
     let config: Config = toml::from_str(&source.text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let before = source.text.get(..start).unwrap_or_default();
+        let line = before.matches('\n').count();
+        let text = source.text.lines().nth(line).unwrap_or_default();
         ConfigError::Syntax {
             path: source.name.clone(),
-            line: before.matches('\n').count() + 1,
+            line: line + 1,
+            text: text.trim().chars().take(MAX_QUOTED_CHARS).collect(),
             message: error.message().to_owned(),
         }
     })?;
@@ -313,6 +320,8 @@ mod tests {
         assert!(error.contains("line 3") && error.contains("`memory`"), "{error}");
         let error = parsed("[timeouts]\nboot = 3\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("`boot`"), "{error}");
+        let error = parsed("vcpus = 1\nmemory_mib = \"many\"\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("memory_mib"), "{error}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use ttrpc::r#async::transport::Listener;
 
 use crate::args::Args;
 use crate::config::{Config, LogLevel};
+use crate::connections;
 use crate::events::EventQueue;
 use crate::journal::{self, Journal};
 use crate::rootfs::{self, ImageCache};
@@ -147,11 +148,12 @@ async fn serve(args: &Args, handoff: Handoff, listener: UnixListener) -> Result<
         booter: Arc::new(KvmBooter::new(config.clone())),
         images: Arc::new(ImageCache::new(rootfs::CACHE_DIR.into(), config.timeouts.image())),
     };
-    let (pod, over) = Pod::start(identity, config, means, events, journal);
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(step("use its socket"))?;
+    let (connections, open) = connections::counted(listener);
+    let (pod, over) = Pod::start(identity, config, means, events, journal, open);
 
     let service = Arc::new(TaskService::new(pod.clone()));
-    let listener = Listener::try_from(listener).map_err(step("use its socket"))?;
-    let mut server = Server::new().add_listener(listener);
+    let mut server = Server::new().add_listener(Listener::new(connections));
     for (name, methods) in services(&service) {
         server = server.register_service(HashMap::from([(name, methods)]));
     }

@@ -12,6 +12,7 @@ mod agent;
 mod args;
 mod bootstrap;
 mod config;
+mod connections;
 mod container;
 mod daemon;
 mod delete;

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -30,6 +31,10 @@ use crate::spec::{self, ContainerSpec};
 
 mod processes;
 mod requests;
+
+/// How long an empty pod waits for somebody to connect: containerd dials as soon as it has the address,
+/// and finds a pod again after its restart only if there is something in it.
+const UNREACHED: Duration = Duration::from_secs(5);
 
 /// Who the pod is.
 #[derive(Debug, Clone)]
@@ -142,21 +147,24 @@ impl Actor {
     }
 
     /// Serves until the pod is over.
-    pub async fn run(mut self, mut receiver: mpsc::Receiver<Message>) -> Remains {
+    pub async fn run(
+        mut self,
+        mut receiver: mpsc::Receiver<Message>,
+        mut connections: watch::Receiver<usize>,
+    ) -> Remains {
+        let mut unreached = Some(Instant::now() + UNREACHED);
         while self.phase != Phase::Ending {
-            let deadline = self.deadline;
-            let idle = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 message = receiver.recv() => match message {
                     Some(message) => self.handle(message),
                     None => self.end("nobody can reach it any more"),
                 },
-                () = idle => self.end("nobody needs it"),
+                Ok(()) = connections.changed() => {
+                    let nobody = *connections.borrow_and_update() == 0;
+                    unreached = nobody.then(|| Instant::now() + UNREACHED);
+                }
+                () = until(self.deadline) => self.end("nobody needs it"),
+                () = until(unreached), if self.is_empty() => self.end("nobody is connected"),
             }
         }
         self.remains()
@@ -275,7 +283,7 @@ impl Actor {
                 reason = follow(&*guest.agent, &mailbox) => {
                     // The agent is the guest's first process: without it there is no pod. The kernel
                     // powers off by itself; a guest that does not is stopped.
-                    let limit = std::time::Duration::from_millis(500);
+                    let limit = Duration::from_millis(500);
                     match tokio::time::timeout(limit, died(&mut death)).await {
                         Ok(better) => better,
                         Err(_) => { guest.machine.stop().await; reason }
@@ -318,6 +326,14 @@ pub struct Remains {
     pub journal: Journal,
     /// To be stopped.
     pub guest: Option<Guest>,
+}
+
+/// Waits until then; for ever without a time.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Hands the agent's events on until the connection ends; says why it did.

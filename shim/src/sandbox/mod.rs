@@ -10,7 +10,7 @@
 
 use containerd_shim_protos::api::Mount;
 use protobuf::well_known_types::any::Any;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, Result};
 use crate::io::StdioPaths;
@@ -148,13 +148,15 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Starts the actor. The receiver gets what remains when the pod is over.
+    /// Starts the actor. The receiver gets what remains when the pod is over. `connections` tells how
+    /// many clients there are.
     pub fn start(
         identity: PodIdentity,
         config: std::sync::Arc<crate::config::Config>,
         means: Means,
         events: crate::events::EventQueue,
         journal: Journal,
+        connections: watch::Receiver<usize>,
     ) -> (Self, oneshot::Receiver<Remains>) {
         let (mailbox, receiver) = mpsc::channel(MAILBOX_LENGTH);
         let shim_pid = identity.shim_pid;
@@ -162,7 +164,7 @@ impl Pod {
         let actor = actor::Actor::new(identity, config, means, events, journal, mailbox.downgrade());
         tokio::spawn(async move {
             // A receiver that is gone means that the process is ending anyway.
-            let _ = over.send(actor.run(receiver).await);
+            let _ = over.send(actor.run(receiver, connections).await);
         });
         (Pod { mailbox, shim_pid }, is_over)
     }

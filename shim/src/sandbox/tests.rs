@@ -31,12 +31,14 @@ struct Bench {
     events: mpsc::Receiver<TaskEvent>,
     over: oneshot::Receiver<Remains>,
     boots: Arc<FakeBooter>,
+    connections: watch::Sender<usize>,
     dir: PathBuf,
 }
 
 struct FakeMachine {
     death: watch::Sender<Option<String>>,
     mapped: Mutex<Vec<ImageSlot>>,
+    stopped: AtomicU32,
 }
 
 #[async_trait]
@@ -52,6 +54,7 @@ impl MachinePort for FakeMachine {
         self.mapped.lock().unwrap().retain(|other| *other != slot);
     }
     async fn stop(&self) {
+        self.stopped.fetch_add(1, Ordering::Relaxed);
         self.death
             .send_if_modified(|death| death.is_none().then(|| *death = Some("stopped".to_owned())).is_some());
     }
@@ -113,7 +116,7 @@ impl Bench {
         std::fs::write(dir.join("config.json"), SPEC).unwrap();
         let (agent, guest_events) = FakeAgent::new();
         let (death, announced) = watch::channel(None);
-        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default() });
+        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default(), stopped: AtomicU32::new(0) });
         let guest = Guest {
             agent: agent.clone(),
             machine: machine.clone(),
@@ -129,8 +132,10 @@ impl Bench {
         let (queue, events) = EventQueue::captured();
         let identity = PodIdentity { group: "pod".to_owned(), namespace: "ns".to_owned(), shim_pid: 4711 };
         let means = Means { booter: boots.clone(), images: Arc::new(FakeImages) };
-        let (pod, over) = Pod::start(identity, Arc::new(config), means, queue, Journal::closed());
-        Bench { pod, agent, guest_events, machine, events, over, boots, dir }
+        let (connections, open) = watch::channel(1);
+        connections.send_replace(1);
+        let (pod, over) = Pod::start(identity, Arc::new(config), means, queue, Journal::closed(), open);
+        Bench { pod, agent, guest_events, machine, events, over, boots, connections, dir }
     }
 
     fn task(&self, id: &str) -> CreateTask {

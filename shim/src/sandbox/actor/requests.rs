@@ -1,7 +1,5 @@
 //! Requests: what each one checks, and what it sets going.
 
-use std::time::Duration;
-
 use hull_protocol::limits::{MAX_CONTAINERS, MAX_PROCESSES_PER_CONTAINER};
 
 use super::*;

@@ -274,3 +274,29 @@ async fn wrong_bundles_are_refused_before_anything_is_acquired() {
     assert_eq!(bench.create("no/id").await.unwrap_err().code(), Code::INVALID_ARGUMENT);
     assert!(bench.boots.plans.lock().unwrap().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_pod_that_nobody_is_connected_to_ends() {
+    let mut bench = Bench::new();
+    bench.create("c").await.unwrap();
+    bench.connections.send_replace(0);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(bench.over.try_recv().is_err(), "containerd is away, but there is a task");
+    bench.connections.send_replace(1);
+    bench.delete("c", "").await.unwrap();
+    bench.connections.send_replace(0);
+    let begun = tokio::time::Instant::now();
+    (&mut bench.over).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(6));
+}
+
+#[tokio::test]
+async fn a_dead_machine_is_stopped_at_once() {
+    let bench = Bench::new();
+    bench.create("c").await.unwrap();
+    bench.start("c", "").await.unwrap();
+    bench.die();
+    bench.wait("c", "").await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(bench.machine.stopped.load(Ordering::Relaxed), 1);
+}
