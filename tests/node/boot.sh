@@ -26,8 +26,12 @@ step "root mounted"
 # A second guard beside the caller's: a node whose caller died doesn't stay.
 (sleep "$((HULL_DEADLINE + 30))"; echo b >/proc/sysrq-trigger) &
 
+# A checkout below /tmp or /run stays where it was.
+mkdir -p /hull/top
+mount --bind "$HULL_TOP" /hull/top
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=1777,size=90% tmpfs /tmp
+[ -d "$HULL_TOP" ] || { mkdir -p "$HULL_TOP" && mount --bind /hull/top "$HULL_TOP"; }
 mkdir -p /dev/pts /dev/shm /run/lock
 ln -s /proc/self/fd /dev/fd
 for n in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${n%:*}" "/dev/${n#*:}"; done
