@@ -61,19 +61,17 @@ pub(crate) fn expect_killed(deleted: &Output) -> Result<()> {
 
 /// The same container can be started again after its task is gone.
 fn restarted(context: &Context) -> Result<()> {
-    let id = context.id("again");
-    let words = ["container", "create", "--runtime", &context.runtime, BUSYBOX, &id];
-    let mut create: Vec<&str> = words.to_vec();
-    create.extend(["sh", "-c", "echo run >>/runs; exit $(wc -l </runs)"]);
-    ctr(&create)?.ok()?;
+    let pod = context.run(BUSYBOX, "pod").sh("echo run >>/runs; exit $(wc -l </runs)").detach()?;
+    pod.wait_status("STOPPED")?;
+    ctr(&["task", "delete", &pod.id])?;
     for _ in 0..2 {
         // Each task gets a fresh writable layer or the container's own; both are right, but its end is told.
-        let code = ctr(&["task", "start", &id])?.code;
-        if !(1..=2).contains(&code) {
+        let code = ctr(&["task", "start", &pod.id])?.code;
+        if !(1..=3).contains(&code) {
             bail!("The task ended with {code}");
         }
     }
-    ctr(&["container", "delete", &id])?.ok().map(drop)
+    pod.remove()
 }
 
 fn wrong_order(context: &Context) -> Result<()> {
