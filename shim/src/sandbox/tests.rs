@@ -38,7 +38,6 @@ struct Bench {
 struct FakeMachine {
     death: watch::Sender<Option<String>>,
     mapped: Mutex<Vec<ImageSlot>>,
-    stopped: AtomicU32,
 }
 
 #[async_trait]
@@ -54,7 +53,6 @@ impl MachinePort for FakeMachine {
         self.mapped.lock().unwrap().retain(|other| *other != slot);
     }
     async fn stop(&self) {
-        self.stopped.fetch_add(1, Ordering::Relaxed);
         self.death
             .send_if_modified(|death| death.is_none().then(|| *death = Some("stopped".to_owned())).is_some());
     }
@@ -116,7 +114,7 @@ impl Bench {
         std::fs::write(dir.join("config.json"), SPEC).unwrap();
         let (agent, guest_events) = FakeAgent::new();
         let (death, announced) = watch::channel(None);
-        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default(), stopped: AtomicU32::new(0) });
+        let machine = Arc::new(FakeMachine { death, mapped: Mutex::default() });
         let guest = Guest {
             agent: agent.clone(),
             machine: machine.clone(),

@@ -203,10 +203,6 @@ impl Actor {
         }
         error!(reason, "the machine died");
         self.step(state::Event::MachineExited);
-        if let Some(guest) = self.guest() {
-            // Frees its memory and ends its streams: what was sent is still read, nothing is waited for.
-            tokio::spawn(async move { guest.machine.stop().await });
-        }
         self.all_exited();
     }
 

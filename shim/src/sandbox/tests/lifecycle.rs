@@ -289,14 +289,3 @@ async fn an_empty_pod_that_nobody_is_connected_to_ends() {
     (&mut bench.over).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(6));
 }
-
-#[tokio::test]
-async fn a_dead_machine_is_stopped_at_once() {
-    let bench = Bench::new();
-    bench.create("c").await.unwrap();
-    bench.start("c", "").await.unwrap();
-    bench.die();
-    bench.wait("c", "").await.unwrap();
-    tokio::task::yield_now().await;
-    assert_eq!(bench.machine.stopped.load(Ordering::Relaxed), 1);
-}
