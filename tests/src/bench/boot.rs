@@ -84,8 +84,7 @@ impl Bench {
 
     /// Reads of the layer disk.
     pub(crate) fn disk(&self, report: &mut Report) -> Result<()> {
-        let runs =
-            self.in_turn(&|| self.hull(true), &|| self.qemu("microvm,rtc=off,pit=off,pic=off", true))?;
+        let runs = self.in_turn(&|| self.hull(true), &|| self.qemu("microvm,acpi=on", true))?;
         let rates =
             |seen: &[Seen], pick: fn(&Seen) -> Option<f64>| seen.iter().filter_map(pick).collect::<Vec<_>>();
         for (name, pick) in [
