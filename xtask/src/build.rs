@@ -44,7 +44,8 @@ pub(crate) fn cargo_static(top: &Path) -> Command {
 fn flags(top: &Path) -> String {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let cargo = cargo.map(|path| format!(" --remap-path-prefix={}=/cargo", path.display())).unwrap_or_default();
+    let cargo =
+        cargo.map(|path| format!(" --remap-path-prefix={}=/cargo", path.display())).unwrap_or_default();
     format!("-C target-feature=+crt-static --remap-path-prefix={}=/hull{cargo}", top.display())
 }
 

@@ -38,7 +38,8 @@ pub(crate) fn suites(
         "hull-e2e",
     ]))?;
     // From the node's RAM: the program starts itself for each test, and a build in between would change it.
-    let mut command = "cp target/debug/hull-e2e /tmp/ && /tmp/hull-e2e --results $HULL_SHARE/e2e.json".to_owned();
+    let mut command =
+        "cp target/debug/hull-e2e /tmp/ && /tmp/hull-e2e --results $HULL_SHARE/e2e.json".to_owned();
     if let Some(runtime) = runtime {
         command.push_str(&format!(" --runtime '{runtime}'"));
     }
