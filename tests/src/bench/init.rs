@@ -37,9 +37,9 @@ fn main() {
     let _ = rustix::system::reboot(RebootCommand::PowerOff);
 }
 
-/// The console; devtmpfs has to be mounted first where the root came as an initial ramdisk.
+/// The console; devtmpfs has to be mounted first where the root came as an initial ramdisk, which has a console only.
 fn console() -> std::io::Result<File> {
-    if !std::path::Path::new("/dev/console").exists() {
+    if !std::path::Path::new("/dev/null").exists() {
         std::fs::create_dir_all("/dev")?;
         rustix::mount::mount("dev", "/dev", "devtmpfs", MountFlags::empty(), None)?;
     }
