@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::report::Report;
 use crate::shell::{HULL, IMAGE, RUNC, Running, seconds};
@@ -21,6 +21,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     };
     let (hull, runc) = in_turn(&mut |runtime| run(runtime))?;
     report.compare("ctr run --rm of /bin/true", "s", &hull, "runc", &runc, Some(1.0))?;
+    report.value("machine start to the agent's hello", "s", &hellos()?, None)?;
 
     let pods = [Running::start(HULL, "bench-hull")?, Running::start(RUNC, "bench-runc")?];
     let mut number = 0;
@@ -43,6 +44,15 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         values.iter().map(|seconds| OUTPUT_BYTES as f64 / f64::from(1 << 20) / seconds).collect()
     };
     report.compare("stdout, exec of head -c 32M", "MiB/s", &rate(&hull), "runc", &rate(&runc), None)
+}
+
+/// Seconds from the machine's start to the agent's hello, as the shims of all pods but the first logged them.
+fn hellos() -> Result<Vec<f64>> {
+    let share = std::env::var("HULL_SHARE").context("HULL_SHARE is not set: this is no test node")?;
+    let path = format!("{share}/containerd.log");
+    let log = std::fs::read_to_string(&path).with_context(|| format!("Reading {path}"))?;
+    let millis = |line: &str| line.split_once(" hello_ms=")?.1.split(' ').next()?.parse::<f64>().ok();
+    Ok(log.lines().filter_map(millis).skip(1).map(|millis| millis / 1000.0).collect())
 }
 
 /// Measures Hull and runc in turn after a warm-up of each; gives both series.
