@@ -262,3 +262,59 @@ fn version_info_and_wrong_verbs() {
     assert!(place.refused("pod", "stop").contains("\"stop\""));
     assert!(place.refused("", "start").contains("-id"));
 }
+
+/// The logging program's contract: its streams on 3 and 4, its readiness on 5.
+#[test]
+fn logging_programs_get_their_descriptors() {
+    let place = Place::new("logger", "");
+    let log = place.dir.join("log");
+    let (stdout, mut stdout_writer) = std::io::pipe().unwrap();
+    let (stderr, mut stderr_writer) = std::io::pipe().unwrap();
+    let (mut ready, ready_writer) = std::io::pipe().unwrap();
+    let script = r#"exec 5>&-; cat <&3 >"$1"; cat <&4 >>"$1"; echo "$0 $CONTAINER_ID" >>"$1""#;
+    let mut child = Command::new(SHIM)
+        .args(["exec-logger", "/bin/sh", "-c", script, "name"])
+        .arg(&log)
+        .env("CONTAINER_ID", "c")
+        .stdin(stdout)
+        .stdout(stderr)
+        .stderr(ready_writer)
+        .spawn()
+        .unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut ready, &mut bytes).unwrap();
+    assert!(bytes.is_empty(), "{}", String::from_utf8_lossy(&bytes));
+    stdout_writer.write_all(b"out\n").unwrap();
+    stderr_writer.write_all(b"err\n").unwrap();
+    drop((stdout_writer, stderr_writer));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "out\nerr\nname c\n");
+}
+
+/// The builder of images writes into its stdin: the same bytes for the same tree.
+#[test]
+fn images_are_deterministic_and_their_failures_told() {
+    let place = Place::new("image", "");
+    let tree = place.dir.join("tree");
+    std::fs::create_dir_all(tree.join("sub")).unwrap();
+    std::fs::write(tree.join("sub/file"), vec![7; 10_000]).unwrap();
+    let build = |source: &Path| {
+        let path = place.dir.join("image");
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        let output = Command::new(SHIM).arg("build-image").arg(source).stdin(file).output().unwrap();
+        (output, std::fs::read(&path).unwrap())
+    };
+    let (output, first) = build(&tree);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(first[1024..1028], [0xe2, 0xe1, 0xf5, 0xe0]);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(build(&tree).1 == first, "two images of one tree differ");
+    let (output, _) = build(&place.dir.join("missing"));
+    assert!(!output.status.success() && !output.stderr.is_empty());
+}

@@ -39,6 +39,12 @@ pub enum BootError {
         /// What went wrong.
         reason: String,
     },
+    /// The VMM itself took too long.
+    #[error("The VMM did not start the machine within {seconds} s")]
+    Slow {
+        /// The deadline.
+        seconds: u64,
+    },
     /// The guest ended before its agent called.
     #[error("The guest ended before its agent called: {reason}")]
     Died {
@@ -100,7 +106,11 @@ impl Booter for KvmBooter {
             None
         };
         let config = self.machine_config(&plan, console);
-        let machine = tokio::task::spawn_blocking(move || Machine::start(config)).await;
+        let limit = self.config.timeouts.boot();
+        let start = tokio::task::spawn_blocking(move || Machine::start(config));
+        // A machine that comes later is dropped by its thread, which stops it.
+        let machine = tokio::time::timeout(limit, start).await;
+        let machine = machine.map_err(|_| BootError::Slow { seconds: limit.as_secs() })?;
         let machine = Arc::new(machine.map_err(step("run the VMM"))??);
         let started = begun.elapsed();
         let brought_up = self.bring_up(&machine, plan, words, begun, started).await;
