@@ -204,11 +204,13 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::ConnectRequest,
     ) -> ttrpc::Result<api::ConnectResponse> {
-        // Never an error: containerd takes one for a dead shim and cleans a living pod away.
-        let known = self.pod.ask(|reply| Command::Exists(request.id, reply)).await.is_ok();
+        // Never an error for a task that is there: containerd takes one for a dead shim and cleans a living
+        // pod away. For one that is not there that is right: containerd asks after its restart, when a
+        // task whose creation it did not live to ask for will never come.
+        self.pod.ask(|reply| Command::Exists(request.id, reply)).await?;
         Ok(api::ConnectResponse {
             shim_pid: self.pod.shim_pid,
-            task_pid: if known { self.pod.shim_pid } else { 0 },
+            task_pid: self.pod.shim_pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         })

@@ -80,7 +80,7 @@ const TABLE: [(&str, [Answer; 7]); 17] = [
     ("Update",     [OK,    OK,     OK,     WRONG,  GONE,  GONE,   WRONG]),
     ("Wait",       [WAITS, WAITS,  WAITS,  OK,     GONE,  GONE,   OK]),
     ("Stats",      [OK,    OK,     OK,     WRONG,  GONE,  GONE,   WRONG]),
-    ("Connect",    [OK,    OK,     OK,     OK,     OK,    OK,     OK]),
+    ("Connect",    [OK,    OK,     OK,     OK,     GONE,  GONE,   OK]),
     ("Shutdown",   [OK,    OK,     OK,     OK,     OK,    OK,     OK]),
 ];
 
