@@ -1,6 +1,6 @@
 //! Containers through containerd: whole runs, commands in a running pod, output. Hull and runc in turn.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -55,8 +55,16 @@ fn hellos() -> Result<Vec<f64>> {
     Ok(log.lines().filter_map(millis).skip(1).map(|millis| millis / 1000.0).collect())
 }
 
+/// A pause before each measurement. A runtime may answer before its clean-up is over, and the node has one CPU: without
+/// the pause the next measurement, the other runtime's, would pay for it.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// Measures Hull and runc in turn after a warm-up of each; gives both series.
 fn in_turn(measure: &mut dyn FnMut(&str) -> Result<f64>) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mut measure = |runtime: &str| {
+        std::thread::sleep(SETTLE);
+        measure(runtime)
+    };
     measure(HULL)?;
     measure(RUNC)?;
     let (mut hull, mut runc) = (Vec::new(), Vec::new());
